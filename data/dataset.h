@@ -1,0 +1,77 @@
+// A folder that `hearth data prepare` wrote: dataset.json, its shards, and the tokenizer's files. Opened
+// read-only; start-up checks dataset.json, every shard's size and metadata digest, nothing that costs more.
+// Const members are thread-safe. Errors: BadInput for anything wrong inside the folder, Io where the system
+// refuses.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/file_system.h"
+#include "data/shard.h"
+
+namespace hearth {
+
+// One input of `data prepare`.
+struct SourceInfo {
+  std::string path;      // as given; for people only
+  std::string digest;    // XXH3-128 of the file's bytes
+  std::string selector;  // JSON field or HDF5 dataset that was read; empty for .txt
+  int64_t num_documents = 0;
+  int64_t num_skipped = 0;  // bad lines left out by --skip-bad
+  bool operator==(const SourceInfo&) const = default;
+};
+
+// dataset.json, as a value.
+struct DatasetManifest {
+  ShardAttributes common;  // format version, tokenizer digest, vocabulary size, eos id; source_digest unused
+  double validation_fraction = 0;
+  std::string split;  // "", "train" or "validation"
+  std::vector<SourceInfo> sources;
+  std::vector<ShardInfo> shards;
+  bool operator==(const DatasetManifest&) const = default;
+};
+std::string manifest_to_json(const DatasetManifest& manifest);  // indented text
+// Strict: unknown or missing keys, names with folders in them, negative or overflowing sizes are
+// Error{BadInput}.
+DatasetManifest manifest_from_json(std::string_view text, const std::string& path);
+
+class Dataset {
+ public:
+  static std::unique_ptr<Dataset> open(FileSystem& fs, const std::string& directory);
+
+  const std::string& directory() const { return directory_; }
+  const DatasetManifest& manifest() const { return manifest_; }
+  int64_t num_tokens() const { return num_tokens_; }
+  int64_t num_documents() const { return num_documents_; }
+  int64_t vocab_size() const { return manifest_.common.vocab_size; }
+  std::optional<int32_t> eos_id() const;
+  const std::string& tokenizer_digest() const { return manifest_.common.tokenizer_digest; }
+  std::string tokenizer_directory() const { return directory_ + "/tokenizer"; }
+  // Changes when a shard is appended: XXH3-128 of the shard list and the tokenizer's digest.
+  const std::string& digest() const { return digest_; }
+  // Does not change when shards are appended or the folder moves: the digest of the first shard.
+  const std::string& id() const { return manifest_.shards.front().digest; }
+
+  int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
+  const Shard& shard(int64_t index) const { return *shards_.at(static_cast<size_t>(index)); }
+
+  // Document i in [0, num_documents), in shard order, with the eos that prepare appended.
+  std::vector<int32_t> document(int64_t index) const;
+
+ private:
+  Dataset() = default;
+  std::string directory_;
+  DatasetManifest manifest_;
+  std::string digest_;
+  int64_t num_tokens_ = 0, num_documents_ = 0;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::vector<int64_t> first_document_;  // [num_shards] global index of each shard's first document
+};
+
+}  // namespace hearth
