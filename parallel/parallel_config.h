@@ -22,6 +22,7 @@ struct ParallelConfig {
   int64_t zero_stage = 1;
   double bucket_size_mb = 25.0;  // gradient bucket, MiB of fp32 gradients; see parallel/zero/bucket_plan.h
   double collective_timeout_s = 300.0;  // deadline of every collective; passing it ends the job
+  bool operator==(const ParallelConfig&) const = default;
 
   template <class V>
   void visit(V&& v) {
