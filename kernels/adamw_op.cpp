@@ -1,0 +1,194 @@
+#include "kernels/adamw_op.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu_simd.h"
+
+namespace hearth::kernels {
+namespace {
+
+// The scalars of a step, each computed in fp64 and rounded once, as torch does.
+struct Scalars {
+  float grad_scale, decay, beta1_rest, beta2, beta2_rest, eps, negative_step_size, bias_correction2_sqrt;
+};
+
+Scalars scalars_of(const AdamWStep& s) {
+  const double correction1 = 1 - std::pow(s.beta1, static_cast<double>(s.step));
+  const double correction2 = 1 - std::pow(s.beta2, static_cast<double>(s.step));
+  return {static_cast<float>(s.grad_scale),          static_cast<float>(1 - s.lr * s.weight_decay),
+          static_cast<float>(1 - s.beta1),           static_cast<float>(s.beta2),
+          static_cast<float>(1 - s.beta2),           static_cast<float>(s.eps),
+          static_cast<float>(-(s.lr / correction1)), static_cast<float>(std::sqrt(correction2))};
+}
+
+struct Buffers {
+  float* master;
+  const float* grad;
+  float *exp_avg, *exp_avg_sq;
+};
+
+// Operation by operation what torch.optim.AdamW does: mul_, lerp_, addcmul_, sqrt, div, add, addcdiv_.
+HEARTH_CPU_CLONES void update_range(Buffers b, Scalars s, float decay, int64_t begin, int64_t end) {
+  float* __restrict master = b.master;
+  float* __restrict exp_avg = b.exp_avg;
+  float* __restrict exp_avg_sq = b.exp_avg_sq;
+  const float* __restrict grad = b.grad;
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = grad[i] * s.grad_scale;
+    const float p = master[i] * decay;
+    const float m = exp_avg[i] + s.beta1_rest * (g - exp_avg[i]);
+    const float v = exp_avg_sq[i] * s.beta2 + s.beta2_rest * g * g;
+    const float denominator = __builtin_sqrtf(v) / s.bias_correction2_sqrt + s.eps;
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
+    master[i] = p + s.negative_step_size * m / denominator;
+  }
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Checks that the ranges are sorted, disjoint and inside [0, count).
+std::vector<Range> read_ranges(const at::Tensor& ranges_R2, int64_t count) {
+  std::vector<Range> out;
+  if (!ranges_R2.defined()) return out;
+  const int64_t* data = ranges_R2.const_data_ptr<int64_t>();
+  int64_t previous_end = 0;
+  for (int64_t r = 0; r < ranges_R2.size(0); ++r) {
+    out.push_back({data[2 * r], data[2 * r + 1]});
+    HEARTH_REQUIRE(
+        out.back().begin >= previous_end && out.back().end >= out.back().begin && out.back().end <= count,
+        "adamw: no_decay range {} = [{}, {}) must start at {} or later and end within {} elements", r,
+        out.back().begin, out.back().end, previous_end, count);
+    previous_end = out.back().end;
+  }
+  return out;
+}
+
+// Walks [begin, end) in pieces of one decay each.
+template <class Update>
+void for_each_piece(const std::vector<Range>& ranges, int64_t begin, int64_t end, float decay,
+                    Update&& update) {
+  auto range =
+      std::partition_point(ranges.begin(), ranges.end(), [&](const Range& r) { return r.end <= begin; });
+  while (begin < end) {
+    const bool inside = range != ranges.end() && range->begin <= begin;
+    int64_t stop = end;
+    if (range != ranges.end()) stop = std::min(end, inside ? range->end : range->begin);
+    if (stop > begin) update(begin, stop, inside ? 1.0f : decay);
+    begin = stop;
+    if (inside) ++range;
+  }
+}
+
+void step_cpu(const AdamWStep& step, Scalars scalars) {
+  const std::vector<Range> ranges = read_ranges(step.no_decay_ranges_R2, step.master.numel());
+  if (step.grad_scale_tensor.defined()) scalars.grad_scale *= *step.grad_scale_tensor.const_data_ptr<float>();
+  const Buffers buffers{step.master.data_ptr<float>(), step.grad.const_data_ptr<float>(),
+                        step.exp_avg.data_ptr<float>(), step.exp_avg_sq.data_ptr<float>()};
+  at::parallel_for(0, step.master.numel(), cpu::kGrainElements, [&](int64_t begin, int64_t end) {
+    for_each_piece(ranges, begin, end, scalars.decay, [&](int64_t first, int64_t last, float decay) {
+      update_range(buffers, scalars, decay, first, last);
+    });
+  });
+  if (step.model_param.defined()) step.model_param.copy_(step.master);
+}
+
+void step_plain(const AdamWStep& step, const Scalars& scalars) {
+  at::Tensor decay = at::full({step.master.numel()}, scalars.decay, step.master.options());
+  if (step.no_decay_ranges_R2.defined()) {
+    const at::Tensor host = step.no_decay_ranges_R2.cpu();
+    for (const Range& r : read_ranges(host, step.master.numel()))
+      decay.narrow(0, r.begin, r.end - r.begin).fill_(1.0);
+  }
+  at::Tensor grad = step.grad.reshape({-1}).mul(scalars.grad_scale);
+  if (step.grad_scale_tensor.defined()) grad = grad.mul(step.grad_scale_tensor);
+  const at::Tensor master = step.master.view({-1}), m = step.exp_avg.view({-1}),
+                   v = step.exp_avg_sq.view({-1});
+  master.mul_(decay);
+  m.lerp_(grad, 1 - step.beta1);
+  v.mul_(step.beta2).addcmul_(grad, grad, 1 - step.beta2);
+  const at::Tensor denominator = v.sqrt().div(scalars.bias_correction2_sqrt).add(step.eps);
+  master.addcdiv_(m, denominator, scalars.negative_step_size);
+  if (step.model_param.defined()) step.model_param.copy_(step.master);
+}
+
+constexpr int64_t kSumBlock =
+    8192;  // elements: fixed, so that partial sums do not depend on the thread count
+
+HEARTH_CPU_CLONES double sum_of_squares_block(const float* x, int64_t count) {
+  double lanes[cpu::kLanes] = {};
+  int64_t i = 0;
+  for (; i + cpu::kLanes <= count; i += cpu::kLanes)
+    for (int64_t j = 0; j < cpu::kLanes; ++j) lanes[j] += static_cast<double>(x[i + j]) * x[i + j];
+  for (int64_t j = 0; i < count; ++i, ++j) lanes[j] += static_cast<double>(x[i]) * x[i];
+  double sum = 0;
+  for (int64_t j = 0; j < cpu::kLanes; ++j) sum += lanes[j];
+  return sum;
+}
+
+at::Tensor sum_of_squares_cpu(const at::Tensor& x) {
+  const int64_t count = x.numel(), blocks = (count + kSumBlock - 1) / kSumBlock;
+  const float* data = x.const_data_ptr<float>();
+  std::vector<double> partial(static_cast<size_t>(blocks));
+  at::parallel_for(0, blocks, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      partial[static_cast<size_t>(b)] =
+          sum_of_squares_block(data + b * kSumBlock, std::min(kSumBlock, count - b * kSumBlock));
+  });
+  double sum = 0;
+  for (const double p : partial) sum += p;
+  return at::full({1}, sum, x.options().dtype(at::kDouble));
+}
+
+void check_step(const AdamWStep& s) {
+  constexpr const char* kOp = "adamw";
+  HEARTH_REQUIRE(s.master.defined(), "adamw: master is undefined");
+  const int64_t count = s.master.numel();
+  check_fp32_flat(kOp, "master", s.master, count, s.master);
+  check_fp32_flat(kOp, "grad", s.grad, count, s.master);
+  check_fp32_flat(kOp, "exp_avg", s.exp_avg, count, s.master);
+  check_fp32_flat(kOp, "exp_avg_sq", s.exp_avg_sq, count, s.master);
+  if (s.grad_scale_tensor.defined())
+    check_fp32_flat(kOp, "grad_scale_tensor", s.grad_scale_tensor, 1, s.master);
+  HEARTH_REQUIRE(!s.model_param.defined() ||
+                     (s.model_param.scalar_type() == at::kBFloat16 && s.model_param.is_contiguous() &&
+                      s.model_param.numel() == count && s.model_param.device() == s.master.device()),
+                 "adamw: model_param must be contiguous bf16 of {} elements, got {}", count,
+                 describe(s.model_param));
+  const at::Tensor& ranges = s.no_decay_ranges_R2;
+  HEARTH_REQUIRE(
+      !ranges.defined() || (ranges.scalar_type() == at::kLong && ranges.dim() == 2 && ranges.size(1) == 2 &&
+                            ranges.is_contiguous() && ranges.device() == s.master.device()),
+      "adamw: no_decay_ranges must be contiguous int64 [R, 2] beside the buffers, got {}", describe(ranges));
+  HEARTH_REQUIRE(s.step >= 1, "adamw: step counts from 1, got {}", s.step);
+  HEARTH_REQUIRE(s.beta1 >= 0 && s.beta1 < 1 && s.beta2 >= 0 && s.beta2 < 1 && s.eps >= 0,
+                 "adamw: need 0 <= beta1, beta2 < 1 and eps >= 0, got {}, {}, {}", s.beta1, s.beta2, s.eps);
+}
+
+}  // namespace
+
+void adamw_step_op(const AdamWStep& step, KernelPath path) {
+  check_step(step);
+  if (path == KernelPath::Plain || !step.master.is_cpu()) return step_plain(step, scalars_of(step));
+  step_cpu(step, scalars_of(step));
+}
+
+at::Tensor sum_of_squares_op(const at::Tensor& x, KernelPath path) {
+  HEARTH_REQUIRE(x.defined(), "sum_of_squares: x is undefined");
+  check_fp32_flat("sum_of_squares", "x", x, x.numel(), x);
+  if (path == KernelPath::Plain || !x.is_cpu()) {
+    const at::Tensor wide = x.to(at::kDouble);
+    return wide.mul(wide).sum().view({1});
+  }
+  return sum_of_squares_cpu(x);
+}
+
+}  // namespace hearth::kernels

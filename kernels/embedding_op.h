@@ -1,0 +1,20 @@
+// Token embedding: a gather of rows, and its gradient added to an fp32 buffer. Deterministic: each row's
+// contributions are added in token order, on both devices. Thread-safe. Letters: N tokens, V vocabulary rows,
+// D width.
+#pragma once
+
+#include "kernels/op_support.h"
+
+namespace hearth::kernels {
+
+// table: [V, D] fp32 or bf16, contiguous; ids: int32 or int64 [N]. Returns [N, D]. An id outside [0, V):
+// Error{Usage} on the CPU, a row of NaN on CUDA, where nothing may wait for the device.
+at::Tensor embedding_forward_op(const at::Tensor& table_VD, const at::Tensor& ids_N,
+                                KernelPath path = KernelPath::Fused);
+
+// dtable_accum[ids[n]] += dy[n]; dtable_accum: fp32 [V, D], contiguous; dy: [N, D], contiguous. Ids outside
+// [0, V) as above, but skipped on CUDA.
+void embedding_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, at::Tensor& dtable_accum_VD,
+                           KernelPath path = KernelPath::Fused);
+
+}  // namespace hearth::kernels

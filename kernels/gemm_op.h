@@ -1,0 +1,23 @@
+// The linear layer on tensors: y = x W^T + b and its gradients, fp32 or bf16 operands with fp32 accumulation
+// and TF32 off. On CUDA through cuBLASLt (gemm.h), on the CPU through ATen. The weight gradient is added to
+// the fp32 main gradient inside the GEMM (beta = 1), so no second buffer or pass exists; as its own call it
+// can be deferred. Thread-safe. Letters: N rows, K inputs, M outputs.
+#pragma once
+
+#include "kernels/op_support.h"
+
+namespace hearth::kernels {
+
+// x: [N, K]; w: [M, K]; bias: [M] or undefined; one dtype, contiguous. Returns y [N, M].
+at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},
+                             KernelPath path = KernelPath::Fused);
+
+// Returns dx = dy W, [N, K].
+at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK,
+                                    KernelPath path = KernelPath::Fused);
+
+// dw_accum [M, K] (fp32) += dy^T x; where db_accum is not null, *db_accum [M] (fp32) += column sums of dy.
+void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
+                               at::Tensor* db_accum_M = nullptr, KernelPath path = KernelPath::Fused);
+
+}  // namespace hearth::kernels

@@ -1,0 +1,195 @@
+#include "kernels/rms_norm_op.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/rsqrt.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu_simd.h"
+
+namespace hearth::kernels {
+namespace {
+
+using cpu::kLanes;
+
+// Rows of a [N, D] or [N, H, D] tensor, in order; row r starts at (r / inner) * outer_stride + (r % inner) *
+// inner_stride.
+struct RowMap {
+  int64_t rows = 0, cols = 0, inner = 1, outer_stride = 0, inner_stride = 0;
+  int64_t offset(int64_t row) const { return (row / inner) * outer_stride + (row % inner) * inner_stride; }
+};
+
+RowMap row_map(const at::Tensor& x) {
+  if (x.dim() == 2) return {x.size(0), x.size(1), 1, x.stride(0), 0};
+  return {x.size(0) * x.size(1), x.size(2), x.size(1), x.stride(0), x.stride(1)};
+}
+
+HEARTH_CPU_CLONES float sum_of_squares(const float* x, int64_t count) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j] * x[i + j];
+  for (int64_t j = 0; i < count; ++i, ++j) lanes[j] += x[i] * x[i];
+  float sum = 0.0f;
+  for (int64_t j = 0; j < kLanes; ++j) sum += lanes[j];
+  return sum;
+}
+
+HEARTH_CPU_CLONES void scale_row(const float* x, const float* w, float rstd, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * rstd * w[i];
+}
+
+// Sum of dy * w * x: what the mean in the norm's derivative needs, up to rstd / count.
+HEARTH_CPU_CLONES float weighted_dot(const float* dy, const float* w, const float* x, int64_t count) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += dy[i + j] * w[i + j] * x[i + j];
+  for (int64_t j = 0; i < count; ++i, ++j) lanes[j] += dy[i] * w[i] * x[i];
+  float sum = 0.0f;
+  for (int64_t j = 0; j < kLanes; ++j) sum += lanes[j];
+  return sum;
+}
+
+// dx = rstd * (dy * w - x * coefficient), with coefficient = rstd^2 * mean(dy * w * x).
+HEARTH_CPU_CLONES void input_gradient_row(const float* dy, const float* w, const float* x, float rstd,
+                                          float coefficient, float* dx, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) dx[i] = rstd * (dy[i] * w[i] - x[i] * coefficient);
+}
+
+HEARTH_CPU_CLONES void add_row(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] += x[i];
+}
+
+// acc += dy * x * rstd
+HEARTH_CPU_CLONES void weight_gradient_row(const float* dy, const float* x, float rstd, float* acc,
+                                           int64_t count) {
+  for (int64_t i = 0; i < count; ++i) acc[i] += dy[i] * (x[i] * rstd);
+}
+
+RmsNormForward forward_cpu(const at::Tensor& x_in, const at::Tensor& w_in, double eps) {
+  const at::Tensor x = widen(x_in), w_D = widen(w_in);
+  const RowMap map = row_map(x);
+  at::Tensor y = at::empty(x.sizes(), x.options()), rstd_N = at::empty({map.rows}, x.options());
+  const float *xp = x.const_data_ptr<float>(), *wp = w_D.const_data_ptr<float>();
+  float *yp = y.data_ptr<float>(), *rp = rstd_N.data_ptr<float>();
+  at::parallel_for(0, map.rows, cpu::grain_rows(map.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* row = xp + map.offset(r);
+      const float mean = sum_of_squares(row, map.cols) / static_cast<float>(map.cols);
+      rp[r] = 1.0f / std::sqrt(mean + static_cast<float>(eps));
+      scale_row(row, wp, rp[r], yp + r * map.cols, map.cols);
+    }
+  });
+  return {y.to(x_in.scalar_type()), rstd_N};
+}
+
+// Threads split the columns, so each weight's sum runs over the rows in order whatever the number of threads.
+void weight_gradient_cpu(const at::Tensor& dy, const at::Tensor& x, const float* rstd, float* dw) {
+  constexpr int64_t kTile =
+      64;  // columns: 256 bytes of each row, and the accumulators stay in the first cache
+  const RowMap dy_map = row_map(dy), x_map = row_map(x);
+  const float *dyp = dy.const_data_ptr<float>(), *xp = x.const_data_ptr<float>();
+  const int64_t tiles = (x_map.cols + kTile - 1) / kTile;
+  const int64_t grain =
+      std::max<int64_t>(1, cpu::kGrainElements / (kTile * std::max<int64_t>(1, x_map.rows)));
+  at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t first = tile * kTile, count = std::min(kTile, x_map.cols - first);
+      float acc[kTile] = {};
+      for (int64_t r = 0; r < x_map.rows; ++r)
+        weight_gradient_row(dyp + dy_map.offset(r) + first, xp + x_map.offset(r) + first, rstd[r], acc,
+                            count);
+      add_row(acc, dw + first, count);
+    }
+  });
+}
+
+at::Tensor backward_cpu(const at::Tensor& dy_in, const at::Tensor& x_in, const at::Tensor& w_in,
+                        const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_in) {
+  const at::Tensor dy = widen(dy_in), x = widen(x_in), w_D = widen(w_in);
+  const at::Tensor residual = residual_in.defined() ? widen(residual_in) : at::Tensor();
+  const RowMap dy_map = row_map(dy), x_map = row_map(x);
+  const RowMap residual_map = residual.defined() ? row_map(residual) : RowMap{};
+  at::Tensor dx = at::empty(x.sizes(), x.options());
+  const float *dyp = dy.const_data_ptr<float>(), *xp = x.const_data_ptr<float>(),
+              *wp = w_D.const_data_ptr<float>();
+  const float* rp = rstd_N.const_data_ptr<float>();
+  const float* extra = residual.defined() ? residual.const_data_ptr<float>() : nullptr;
+  float* dxp = dx.data_ptr<float>();
+  at::parallel_for(0, x_map.rows, cpu::grain_rows(x_map.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float *dy_row = dyp + dy_map.offset(r), *x_row = xp + x_map.offset(r);
+      const float mean = weighted_dot(dy_row, wp, x_row, x_map.cols) / static_cast<float>(x_map.cols);
+      float* dx_row = dxp + r * x_map.cols;
+      input_gradient_row(dy_row, wp, x_row, rp[r], mean * rp[r] * rp[r], dx_row, x_map.cols);
+      if (extra) add_row(extra + residual_map.offset(r), dx_row, x_map.cols);
+    }
+  });
+  if (dw_accum_D.defined()) weight_gradient_cpu(dy, x, rp, dw_accum_D.data_ptr<float>());
+  return dx.to(x_in.scalar_type());
+}
+
+RmsNormForward forward_plain(const at::Tensor& x_in, const at::Tensor& w_D, double eps) {
+  const at::Tensor x = x_in.to(at::kFloat);
+  const at::Tensor rstd = at::rsqrt(x.mul(x).mean({-1}, /*keepdim=*/true).add(eps));
+  return {x.mul(rstd).mul(w_D.to(at::kFloat)).to(x_in.scalar_type()).contiguous(),
+          rstd.reshape({-1}).contiguous()};
+}
+
+at::Tensor backward_plain(const at::Tensor& dy_in, const at::Tensor& x_in, const at::Tensor& w_D,
+                          const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_grad) {
+  const int64_t cols = x_in.size(-1);
+  const at::Tensor dy = dy_in.to(at::kFloat).reshape({-1, cols});
+  const at::Tensor rstd = rstd_N.view({-1, 1});
+  const at::Tensor x_hat = x_in.to(at::kFloat).reshape({-1, cols}).mul(rstd);
+  const at::Tensor weighted = dy.mul(w_D.to(at::kFloat));
+  const at::Tensor mean = weighted.mul(x_hat).mean({-1}, /*keepdim=*/true);
+  at::Tensor dx = weighted.sub(x_hat.mul(mean)).mul(rstd).view(x_in.sizes());
+  if (residual_grad.defined()) dx = dx.add(residual_grad.to(at::kFloat));
+  if (dw_accum_D.defined()) dw_accum_D.add_(dy.mul(x_hat).sum(c10::IntArrayRef{0}));
+  return dx.to(x_in.scalar_type()).contiguous();
+}
+
+void check_inputs(const char* op, const at::Tensor& x, const at::Tensor& w_D) {
+  HEARTH_REQUIRE(x.defined() && (x.dim() == 2 || x.dim() == 3), "{}: x must be [N, D] or [N, H, D], got {}",
+                 op, describe(x));
+  check_activation(op, "x", x, x.dim());
+  check_activation(op, "w", w_D, 1);
+  HEARTH_REQUIRE(x.size(-1) > 0 && w_D.numel() == x.size(-1) && w_D.scalar_type() == x.scalar_type() &&
+                     w_D.device() == x.device(),
+                 "{}: w must be [D] with x's dtype and device, got w {} and x {}", op, describe(w_D),
+                 describe(x));
+}
+
+}  // namespace
+
+RmsNormForward rms_norm_forward_op(const at::Tensor& x, const at::Tensor& w_D, double eps, KernelPath path) {
+  check_inputs("rms_norm_forward", x, w_D);
+  HEARTH_REQUIRE(std::isfinite(eps) && eps >= 0, "rms_norm_forward: eps must be finite and >= 0, got {}",
+                 eps);
+  if (path == KernelPath::Plain || !x.is_cpu()) return forward_plain(x, w_D, eps);
+  return forward_cpu(x, w_D, eps);
+}
+
+at::Tensor rms_norm_backward_op(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w_D,
+                                const at::Tensor& rstd_N, at::Tensor& dw_accum_D,
+                                const at::Tensor& residual_grad, KernelPath path) {
+  check_inputs("rms_norm_backward", x, w_D);
+  check_same("rms_norm_backward", "dy and x", dy, x);
+  check_activation("rms_norm_backward", "dy", dy, x.dim());
+  check_fp32_flat("rms_norm_backward", "rstd", rstd_N, x.numel() / x.size(-1), x);
+  if (dw_accum_D.defined()) check_fp32_flat("rms_norm_backward", "dw_accum", dw_accum_D, x.size(-1), x);
+  if (residual_grad.defined()) {
+    check_same("rms_norm_backward", "residual_grad and x", residual_grad, x);
+    check_activation("rms_norm_backward", "residual_grad", residual_grad, x.dim());
+  }
+  if (path == KernelPath::Plain || !x.is_cpu())
+    return backward_plain(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+  return backward_cpu(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+}
+
+}  // namespace hearth::kernels
