@@ -1,7 +1,7 @@
 // HF config.json and generation_config.json <-> ModelConfig and the special token ids.
 // Reads the key forms of transformers 4 and 5 (rope_theta at the top or in rope_parameters, rope_scaling with `type` or
 // `rope_type`, torch_dtype or dtype) and writes both at once, because readers that know one form only fall back to
-// defaults silently. What a config asks for and Hearth does not compute is refused by name; nothing is ignored.
+// defaults silently. What would change the model's outputs and Hearth does not compute is refused by name.
 // Pure functions. Errors: Error{BadInput} that names the file, the key and the value.
 #pragma once
 
