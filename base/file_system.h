@@ -44,6 +44,7 @@ class FileSystem {
   virtual void sync_directory(const std::string& path) = 0;     // makes names in it durable
   virtual bool exists(const std::string& path) = 0;
   virtual bool is_directory(const std::string& path) = 0;
+  virtual bool is_symlink(const std::string& path) = 0;         // the name itself, not what it points to
   virtual std::vector<std::string> list(const std::string& directory) = 0;  // names, sorted, without . and ..
   virtual int64_t free_bytes(const std::string& path) = 0;      // available to us on that file system
 

@@ -139,6 +139,10 @@ class PosixFileSystem final : public FileSystem {
     struct stat info {};
     return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
   }
+  bool is_symlink(const std::string& path) override {
+    struct stat info {};
+    return ::lstat(path.c_str(), &info) == 0 && S_ISLNK(info.st_mode);
+  }
   std::vector<std::string> list(const std::string& directory) override {
     DIR* dir = ::opendir(directory.c_str());
     if (dir == nullptr) fail_errno("list", directory);
