@@ -1,7 +1,7 @@
 // GGUF files, version 2 and 3, little-endian (ggml's format; field names as in its public specification).
-// Everything in the file is untrusted: counts, strings, types, alignment and offsets are checked against the file's size
-// before anything is allocated from them. Weights are read dequantised to fp32, piece by piece. Thread-safe after open.
-// Errors: Error{BadInput} with the file and the offset or name.
+// Everything in the file is untrusted: counts, strings, types, alignment and offsets are checked against the
+// file's size before anything is allocated from them. Weights are read dequantised to fp32, piece by piece.
+// Thread-safe after open. Errors: Error{BadInput} with the file and the offset or name.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,12 @@
 #include <vector>
 
 #include "base/file_system.h"
-#include "trainer/checkpoint/tensor_source.h"
 #include "trainer/interchange/gguf_blocks.h"
-#include "trainer/interchange/hf_config.h"
 
 namespace hearth {
 
-// A metadata value. Integers of every width arrive as int64_t (a uint64 beyond that is refused), floats as double.
+// A metadata value. Integers of every width arrive as int64_t (a uint64 beyond that is refused), floats as
+// double.
 using GgufArray = std::variant<std::vector<int64_t>, std::vector<double>, std::vector<std::string>>;
 using GgufValue = std::variant<int64_t, double, bool, std::string, GgufArray>;
 
@@ -61,14 +60,7 @@ class GgufFile {
   std::vector<GgufTensor> tensors_;
 };
 
+// Does the file start with the magic bytes? False for a folder and for what is not there.
 bool is_gguf(FileSystem& fs, const std::string& path);
-
-// Model configuration and token ids of an architecture llama, qwen2 or qwen3 (mistral is stored as llama).
-// rope_freqs.weight is turned into the llama3 parameters that give these factors, or refused where none do.
-HfConfig gguf_model_config(const GgufFile& file);
-
-// The weights under HF names. Architecture llama stores the rows of q and k so that RoPE rotates neighbours; they are
-// put back in HF's order (rotate halves). All tensors are F32.
-std::unique_ptr<TensorSource> open_gguf_weights(std::shared_ptr<const GgufFile> file, const ModelConfig& config);
 
 }  // namespace hearth

@@ -20,13 +20,16 @@ struct TypeName {
   std::string_view name;
 };
 constexpr TypeName kTypeNames[] = {
-    {0, "F32"},      {1, "F16"},      {2, "Q4_0"},    {3, "Q4_1"},   {6, "Q5_0"},   {7, "Q5_1"},    {8, "Q8_0"},
-    {9, "Q8_1"},     {10, "Q2_K"},    {11, "Q3_K"},   {12, "Q4_K"},  {13, "Q5_K"},  {14, "Q6_K"},   {15, "Q8_K"},
-    {16, "IQ2_XXS"}, {17, "IQ2_XS"},  {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"},
-    {23, "IQ4_XS"},  {24, "I8"},      {25, "I16"},    {26, "I32"},   {27, "I64"},   {28, "F64"},    {29, "IQ1_M"},
-    {30, "BF16"},    {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"}};
+    {0, "F32"},     {1, "F16"},    {2, "Q4_0"},     {3, "Q4_1"},    {6, "Q5_0"},     {7, "Q5_1"},
+    {8, "Q8_0"},    {9, "Q8_1"},   {10, "Q2_K"},    {11, "Q3_K"},   {12, "Q4_K"},    {13, "Q5_K"},
+    {14, "Q6_K"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
+    {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"},   {23, "IQ4_XS"}, {24, "I8"},      {25, "I16"},
+    {26, "I32"},    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},  {30, "BF16"},    {34, "TQ1_0"},
+    {35, "TQ2_0"},  {39, "MXFP4"}};
 
-uint8_t byte_at(const std::byte* p, int64_t i) { return std::to_integer<uint8_t>(p[i]); }
+uint8_t byte_at(const std::byte* p, int64_t i) {
+  return std::to_integer<uint8_t>(p[i]);
+}
 float half_at(const std::byte* p) {
   uint16_t bits = 0;
   std::memcpy(&bits, p, 2);
@@ -59,7 +62,9 @@ void q4_1(const std::byte* in, float* out) {
 }
 
 // The fifth bits of a Q5 block: bit i of `high` belongs to value i.
-int fifth(uint32_t high, int64_t i) { return static_cast<int>((high >> i) & 1u) << 4; }
+int fifth(uint32_t high, int64_t i) {
+  return static_cast<int>((high >> i) & 1u) << 4;
+}
 
 // Q5_0: d fp16, 32 fifth bits, 16 bytes. y = d (q - 16).
 void q5_0(const std::byte* in, float* out) {
@@ -89,8 +94,9 @@ void q8_0(const std::byte* in, float* out) {
   for (int64_t i = 0; i < 32; ++i) out[i] = static_cast<float>(static_cast<int8_t>(byte_at(in + 2, i))) * d;
 }
 
-// The eight 6-bit scales and minima of a Q4_K or Q5_K block, packed into 12 bytes: the first four of each lie in the low
-// six bits of bytes 0-3 and 4-7, whose top two bits complete the nibbles of bytes 8-11 to the last four.
+// The eight 6-bit scales and minima of a Q4_K or Q5_K block, packed into 12 bytes: the first four of each lie
+// in the low six bits of bytes 0-3 and 4-7, whose top two bits complete the nibbles of bytes 8-11 to the last
+// four.
 struct SuperScales {
   std::array<float, 8> scale, minimum;
 };
@@ -112,8 +118,8 @@ SuperScales super_scales(const std::byte* in, const std::byte* packed) {
   return out;
 }
 
-// Q4_K: d, dmin fp16, 12 bytes of scales, 128 bytes. Each 32 bytes hold two groups of 32: low nibbles, then high.
-// y = (d scale) q - (dmin minimum).
+// Q4_K: d, dmin fp16, 12 bytes of scales, 128 bytes. Each 32 bytes hold two groups of 32: low nibbles, then
+// high. y = (d scale) q - (dmin minimum).
 void q4_k(const std::byte* in, float* out) {
   const SuperScales s = super_scales(in, in + 4);
   const std::byte* quants = in + 16;
@@ -125,7 +131,8 @@ void q4_k(const std::byte* in, float* out) {
   }
 }
 
-// Q5_K: as Q4_K with 32 more bytes before the nibbles: bit g of byte i is the fifth bit of value i of group g.
+// Q5_K: as Q4_K with 32 more bytes before the nibbles: bit g of byte i is the fifth bit of value i of group
+// g.
 void q5_k(const std::byte* in, float* out) {
   const SuperScales s = super_scales(in, in + 4);
   const std::byte* high = in + 16;
@@ -140,9 +147,10 @@ void q5_k(const std::byte* in, float* out) {
   }
 }
 
-// Q6_K: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 signed scales, d fp16. Each half of 128 values takes 64
-// low and 32 high bytes; its four runs of 32 use (low bytes 0-31, nibble 0), (32-63, 0), (0-31, 1), (32-63, 1) and the
-// high bytes' bit pairs 0 to 3. One scale per 16 values. y = (d scale) (q - 32).
+// Q6_K: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 signed scales, d fp16. Each half of 128
+// values takes 64 low and 32 high bytes; its four runs of 32 use (low bytes 0-31, nibble 0), (32-63, 0),
+// (0-31, 1), (32-63, 1) and the high bytes' bit pairs 0 to 3. One scale per 16 values. y = (d scale) (q -
+// 32).
 void q6_k(const std::byte* in, float* out) {
   const std::byte* low = in;
   const std::byte* high = in + 128;
@@ -154,7 +162,8 @@ void q6_k(const std::byte* in, float* out) {
     const std::byte* pairs = high + 32 * half;
     for (int64_t i = 0; i < 32; ++i) {
       const auto scale = static_cast<int8_t>(byte_at(scales, 2 * run + i / 16));
-      const int q = ((byte_at(nibbles, i) >> (4 * (quarter / 2))) & 15) | (((byte_at(pairs, i) >> (2 * quarter)) & 3) << 4);
+      const int q = ((byte_at(nibbles, i) >> (4 * (quarter / 2))) & 15) |
+                    (((byte_at(pairs, i) >> (2 * quarter)) & 3) << 4);
       *out++ = (d * static_cast<float>(scale)) * static_cast<float>(q - 32);
     }
   }
@@ -163,15 +172,24 @@ void q6_k(const std::byte* in, float* out) {
 using BlockFunction = void (*)(const std::byte*, float*);
 BlockFunction block_function(GgufType type) {
   switch (type) {
-    case GgufType::Q4_0: return q4_0;
-    case GgufType::Q4_1: return q4_1;
-    case GgufType::Q5_0: return q5_0;
-    case GgufType::Q5_1: return q5_1;
-    case GgufType::Q8_0: return q8_0;
-    case GgufType::Q4_K: return q4_k;
-    case GgufType::Q5_K: return q5_k;
-    case GgufType::Q6_K: return q6_k;
-    default: fail(ErrorKind::Internal, "GGUF type {} has no blocks", static_cast<uint32_t>(type));
+    case GgufType::Q4_0:
+      return q4_0;
+    case GgufType::Q4_1:
+      return q4_1;
+    case GgufType::Q5_0:
+      return q5_0;
+    case GgufType::Q5_1:
+      return q5_1;
+    case GgufType::Q8_0:
+      return q8_0;
+    case GgufType::Q4_K:
+      return q4_k;
+    case GgufType::Q5_K:
+      return q5_k;
+    case GgufType::Q6_K:
+      return q6_k;
+    default:
+      fail(ErrorKind::Internal, "GGUF type {} has no blocks", static_cast<uint32_t>(type));
   }
 }
 
@@ -188,27 +206,41 @@ std::optional<GgufTypeInfo> gguf_type_info(uint32_t type) {
     return std::optional(GgufTypeInfo{gguf_type_name(type), elements, bytes});
   };
   switch (static_cast<GgufType>(type)) {
-    case GgufType::F32: return info(1, 4);
+    case GgufType::F32:
+      return info(1, 4);
     case GgufType::F16:
-    case GgufType::BF16: return info(1, 2);
-    case GgufType::Q4_0: return info(kSmall, 18);
-    case GgufType::Q4_1: return info(kSmall, 20);
-    case GgufType::Q5_0: return info(kSmall, 22);
-    case GgufType::Q5_1: return info(kSmall, 24);
-    case GgufType::Q8_0: return info(kSmall, 34);
-    case GgufType::Q4_K: return info(kSuper, 144);
-    case GgufType::Q5_K: return info(kSuper, 176);
-    case GgufType::Q6_K: return info(kSuper, 210);
+    case GgufType::BF16:
+      return info(1, 2);
+    case GgufType::Q4_0:
+      return info(kSmall, 18);
+    case GgufType::Q4_1:
+      return info(kSmall, 20);
+    case GgufType::Q5_0:
+      return info(kSmall, 22);
+    case GgufType::Q5_1:
+      return info(kSmall, 24);
+    case GgufType::Q8_0:
+      return info(kSmall, 34);
+    case GgufType::Q4_K:
+      return info(kSuper, 144);
+    case GgufType::Q5_K:
+      return info(kSuper, 176);
+    case GgufType::Q6_K:
+      return info(kSuper, 210);
   }
   return std::nullopt;
 }
 
 void dequantise(GgufType type, const std::byte* in, int64_t blocks, float* out) {
   switch (type) {
-    case GgufType::F32: return convert(DType::F32, in, DType::F32, out, blocks);
-    case GgufType::F16: return convert(DType::F16, in, DType::F32, out, blocks);
-    case GgufType::BF16: return convert(DType::BF16, in, DType::F32, out, blocks);
-    default: break;
+    case GgufType::F32:
+      return convert(DType::F32, in, DType::F32, out, blocks);
+    case GgufType::F16:
+      return convert(DType::F16, in, DType::F32, out, blocks);
+    case GgufType::BF16:
+      return convert(DType::BF16, in, DType::F32, out, blocks);
+    default:
+      break;
   }
   const GgufTypeInfo info = *gguf_type_info(static_cast<uint32_t>(type));
   const BlockFunction block = block_function(type);

@@ -1,6 +1,6 @@
 // Block formats of ggml tensors and their dequantisation to fp32.
-// Layouts and formulas follow ggml's public block definitions (ggml-common.h) and agree bit for bit with the `gguf`
-// Python package, against which the tests compare. Pure functions.
+// Layouts and formulas follow ggml's public block definitions (ggml-common.h) and agree bit for bit with the
+// `gguf` Python package, against which the tests compare. Pure functions.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,8 @@ std::optional<GgufTypeInfo> gguf_type_info(uint32_t type);
 // ggml's name of any type number it is known to use, for messages ("Q2_K", ...), else "type N".
 std::string_view gguf_type_name(uint32_t type);
 
-// Dequantises `blocks` blocks from `in` (blocks * block_bytes bytes) into `out` (blocks * block_elements floats).
+// Dequantises `blocks` blocks from `in` (blocks * block_bytes bytes) into `out` (blocks * block_elements
+// floats).
 void dequantise(GgufType type, const std::byte* in, int64_t blocks, float* out);
 
 }  // namespace hearth

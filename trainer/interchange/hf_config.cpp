@@ -12,8 +12,8 @@ namespace {
 
 using nlohmann::json;
 
-// One architecture of transformers: what Hearth calls it and what its configuration class does where a key is absent
-// (transformers 5.23, models/<family>/configuration_<family>.py).
+// One architecture of transformers: what Hearth calls it and what its configuration class does where a key is
+// absent (transformers 5.23, models/<family>/configuration_<family>.py).
 struct Architecture {
   std::string_view name, model_type, family;
   int64_t head_dim;  // 0 = hidden_size / num_attention_heads
@@ -48,19 +48,22 @@ class Section {
   double number(const char* key, double fallback) const {
     const json* value = find(key);
     if (!value) return fallback;
-    HEARTH_CHECK(value->is_number(), BadInput, "{}: {} must be a number, got {}", origin_, key, shown(*value));
+    HEARTH_CHECK(value->is_number(), BadInput, "{}: {} must be a number, got {}", origin_, key,
+                 shown(*value));
     return value->get<double>();
   }
   bool flag(const char* key, bool fallback) const {
     const json* value = find(key);
     if (!value) return fallback;
-    HEARTH_CHECK(value->is_boolean(), BadInput, "{}: {} must be true or false, got {}", origin_, key, shown(*value));
+    HEARTH_CHECK(value->is_boolean(), BadInput, "{}: {} must be true or false, got {}", origin_, key,
+                 shown(*value));
     return value->get<bool>();
   }
   std::string text(const char* key, const std::string& fallback) const {
     const json* value = find(key);
     if (!value) return fallback;
-    HEARTH_CHECK(value->is_string(), BadInput, "{}: {} must be a string, got {}", origin_, key, shown(*value));
+    HEARTH_CHECK(value->is_string(), BadInput, "{}: {} must be a string, got {}", origin_, key,
+                 shown(*value));
     return value->get<std::string>();
   }
   int64_t to_integer(const json& value, const char* key) const {
@@ -76,7 +79,8 @@ class Section {
     if (!value) return out;
     for (const json& entry : value->is_array() ? *value : json::array({*value})) {
       out.push_back(to_integer(entry, key));
-      HEARTH_CHECK(out.back() >= 0, BadInput, "{}: {} must not be negative, got {}", origin_, key, out.back());
+      HEARTH_CHECK(out.back() >= 0, BadInput, "{}: {} must not be negative, got {}", origin_, key,
+                   out.back());
     }
     return out;
   }
@@ -98,7 +102,8 @@ const Architecture& find_architecture(const Section& config) {
   std::string name;
   if (list) {
     HEARTH_CHECK(list->is_array() && list->size() == 1 && (*list)[0].is_string(), BadInput,
-                 "{}: architectures must be a list of one name, got {}", config.origin(), Section::shown(*list));
+                 "{}: architectures must be a list of one name, got {}", config.origin(),
+                 Section::shown(*list));
     name = (*list)[0].get<std::string>();
   }
   for (const auto& architecture : kArchitectures) {
@@ -107,12 +112,14 @@ const Architecture& find_architecture(const Section& config) {
     if (type_fits && name_fits) return architecture;
   }
   fail(ErrorKind::BadInput,
-       "{}: architecture '{}' with model_type '{}' is not one Hearth knows; it reads LlamaForCausalLM (llama, smollm), "
+       "{}: architecture '{}' with model_type '{}' is not one Hearth knows; it reads LlamaForCausalLM "
+       "(llama, smollm), "
        "Qwen2ForCausalLM, Qwen3ForCausalLM and MistralForCausalLM with their own model_type",
        config.origin(), name, model_type);
 }
 
-// Keys that switch on something Hearth does not compute: the only value that may stand there (absent and null are fine).
+// Keys that switch on something Hearth does not compute: the only value that may stand there (absent and null
+// are fine).
 void refuse_unsupported(const Section& config) {
   const auto flag_off = [&](const char* key) {
     HEARTH_CHECK(!config.flag(key, false), BadInput, "{}: {} = true is not supported", config.origin(), key);
@@ -126,20 +133,23 @@ void refuse_unsupported(const Section& config) {
   const std::string act = config.text("hidden_act", "silu");
   HEARTH_CHECK(act == "silu" || act == "swish", BadInput, "{}: hidden_act '{}' is not supported, only silu",
                config.origin(), act);
-  for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "no_rope_layers",
-                          "no_rope_layer_interval", "kv_lora_rank", "q_lora_rank", "attn_logit_softcapping",
-                          "final_logit_softcapping", "logit_scale", "embedding_multiplier", "residual_multiplier"})
+  for (const char* key :
+       {"num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "no_rope_layers",
+        "no_rope_layer_interval", "kv_lora_rank", "q_lora_rank", "attn_logit_softcapping",
+        "final_logit_softcapping", "logit_scale", "embedding_multiplier", "residual_multiplier"})
     HEARTH_CHECK(!config.find(key), BadInput, "{}: {} = {} belongs to a model that Hearth does not compute",
                  config.origin(), key, Section::shown(*config.find(key)));
   HEARTH_CHECK(!config.find("quantization_config"), BadInput,
-               "{}: the weights are quantised (quantization_config); import the unquantised model", config.origin());
+               "{}: the weights are quantised (quantization_config); import the unquantised model",
+               config.origin());
   HEARTH_CHECK(config.number("partial_rotary_factor", 1.0) == 1.0, BadInput,
                "{}: partial_rotary_factor = {} is not supported, only 1", config.origin(),
                config.number("partial_rotary_factor", 1.0));
   if (const json* types = config.find("layer_types"))
     for (const json& type : *types)
-      HEARTH_CHECK(type == "full_attention", BadInput, "{}: layer_types holds {}, Hearth computes full_attention only",
-                   config.origin(), Section::shown(type));
+      HEARTH_CHECK(type == "full_attention", BadInput,
+                   "{}: layer_types holds {}, Hearth computes full_attention only", config.origin(),
+                   Section::shown(type));
 }
 
 // A window that is never shorter than the longest sequence changes nothing and is accepted.
@@ -149,11 +159,14 @@ void refuse_sliding_window(const Section& config, const Architecture& architectu
   if (qwen && !config.flag("use_sliding_window", false)) return;
   if (config.has_key("sliding_window") && !config.find("sliding_window")) return;
   const int64_t window = config.integer("sliding_window", 4096);  // the default of transformers
-  HEARTH_CHECK(window >= positions, BadInput,
-               "{}: sliding_window = {} is in use{}, but max_position_embeddings is {}; Hearth computes full attention. To "
-               "work with sequences of at most {} tokens, where both are the same, set max_position_embeddings to {}",
-               config.origin(), window, config.has_key("sliding_window") ? "" : " (the default where the key is absent)",
-               positions, window, window);
+  HEARTH_CHECK(
+      window >= positions, BadInput,
+      "{}: sliding_window = {} is in use{}, but max_position_embeddings is {}; Hearth computes full "
+      "attention. To "
+      "work with sequences of at most {} tokens, where both are the same, set max_position_embeddings to {}",
+      config.origin(), window,
+      config.has_key("sliding_window") ? "" : " (the default where the key is absent)", positions, window,
+      window);
 }
 
 double merged_theta(const Section& config, const Section* rope, double fallback) {
@@ -162,15 +175,15 @@ double merged_theta(const Section& config, const Section* rope, double fallback)
   const double inner_value = rope ? rope->number("rope_theta", outer_value) : outer_value;
   // Readers differ in which one they take, so that two values would be two models.
   HEARTH_CHECK(!(top && inner) || outer_value == inner_value, BadInput,
-               "{}: rope_theta is {} at the top and {} in {}; they must agree", config.origin(), outer_value, inner_value,
-               rope ? rope->origin() : "");
+               "{}: rope_theta is {} at the top and {} in {}; they must agree", config.origin(), outer_value,
+               inner_value, rope ? rope->origin() : "");
   return inner ? inner_value : outer_value;
 }
 
 RopeScalingConfig parse_rope_scaling(const Section& rope) {
   const std::string type = rope.text("rope_type", rope.text("type", "default"));
-  HEARTH_CHECK(rope.text("type", type) == type, BadInput, "{}: rope_type '{}' and type '{}' disagree", rope.origin(), type,
-               rope.text("type", type));
+  HEARTH_CHECK(rope.text("type", type) == type, BadInput, "{}: rope_type '{}' and type '{}' disagree",
+               rope.origin(), type, rope.text("type", type));
   HEARTH_CHECK(type == "default" || type == "llama3", BadInput,
                "{}: rope_type '{}' is not supported, only default and llama3", rope.origin(), type);
   HEARTH_CHECK(rope.number("partial_rotary_factor", 1.0) == 1.0, BadInput,
@@ -178,7 +191,8 @@ RopeScalingConfig parse_rope_scaling(const Section& rope) {
   RopeScalingConfig scaling;
   scaling.rope_type = type;
   if (type == "default") return scaling;
-  for (const char* key : {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
+  for (const char* key :
+       {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
     HEARTH_CHECK(rope.find(key), BadInput, "{}: {} is missing for rope_type llama3", rope.origin(), key);
   scaling.factor = rope.number("factor", 0);
   scaling.low_freq_factor = rope.number("low_freq_factor", 0);
@@ -197,9 +211,10 @@ void parse_rope(const Section& config, ModelConfig& model) {
   }
   model.rope_theta = merged_theta(config, &sections[0], 10000.0);
   model.rope_scaling = parse_rope_scaling(sections[0]);
-  HEARTH_CHECK(sections.size() == 1 || (parse_rope_scaling(sections[1]) == model.rope_scaling &&
-                                        sections[1].number("rope_theta", model.rope_theta) == model.rope_theta),
-               BadInput, "{}: rope_parameters and rope_scaling disagree", config.origin());
+  HEARTH_CHECK(
+      sections.size() == 1 || (parse_rope_scaling(sections[1]) == model.rope_scaling &&
+                               sections[1].number("rope_theta", model.rope_theta) == model.rope_theta),
+      BadInput, "{}: rope_parameters and rope_scaling disagree", config.origin());
 }
 
 ModelConfig parse_model(const Section& config, const Architecture& architecture) {
@@ -211,11 +226,12 @@ ModelConfig parse_model(const Section& config, const Architecture& architecture)
   model.num_hidden_layers = config.integer("num_hidden_layers");
   model.num_attention_heads = config.integer("num_attention_heads");
   // An explicit null means num_attention_heads in every architecture; an absent key means the class default.
-  model.num_key_value_heads = config.integer("num_key_value_heads",
-                                             config.has_key("num_key_value_heads") ? 0 : architecture.kv_heads);
+  model.num_key_value_heads = config.integer(
+      "num_key_value_heads", config.has_key("num_key_value_heads") ? 0 : architecture.kv_heads);
   if (model.num_key_value_heads == 0) model.num_key_value_heads = model.num_attention_heads;
   model.head_dim = config.integer("head_dim", architecture.head_dim);
-  model.max_position_embeddings = config.integer("max_position_embeddings", architecture.max_position_embeddings);
+  model.max_position_embeddings =
+      config.integer("max_position_embeddings", architecture.max_position_embeddings);
   model.rms_norm_eps = config.number("rms_norm_eps", 1e-6);
   model.initializer_range = config.number("initializer_range", 0.02);
   model.tie_word_embeddings = config.flag("tie_word_embeddings", false);
@@ -224,9 +240,9 @@ ModelConfig parse_model(const Section& config, const Architecture& architecture)
     // transformers puts the bias on the output projection too for these architectures.
     model.attention_bias = model.attention_output_bias = config.flag("attention_bias", false);
   } else {
-    HEARTH_CHECK(config.flag("attention_bias", architecture.attention_bias) == architecture.attention_bias, BadInput,
-                 "{}: attention_bias = {} is not what {} computes", config.origin(), !architecture.attention_bias,
-                 architecture.name);
+    HEARTH_CHECK(config.flag("attention_bias", architecture.attention_bias) == architecture.attention_bias,
+                 BadInput, "{}: attention_bias = {} is not what {} computes", config.origin(),
+                 !architecture.attention_bias, architecture.name);
   }
   model.qk_norm = architecture.qk_norm;
   parse_rope(config, model);
@@ -238,7 +254,9 @@ json one_or_list(const std::vector<int64_t>& ids) {
   if (ids.empty()) return nullptr;
   return ids.size() == 1 ? json(ids[0]) : json(ids);
 }
-json id_or_null(const std::optional<int64_t>& id) { return id ? json(*id) : json(nullptr); }
+json id_or_null(const std::optional<int64_t>& id) {
+  return id ? json(*id) : json(nullptr);
+}
 
 const Architecture& architecture_of(const ModelConfig& model) {
   const std::string_view family = model.family == "smollm" ? "llama" : std::string_view(model.family);
@@ -247,10 +265,12 @@ const Architecture& architecture_of(const ModelConfig& model) {
   fail(ErrorKind::Config, "family '{}' has no HF architecture", model.family);
 }
 
-// What config.json cannot say must be what the architecture implies, or transformers would compute another model.
+// What config.json cannot say must be what the architecture implies, or transformers would compute another
+// model.
 void require_expressible(const ModelConfig& model, const Architecture& architecture) {
   const auto require = [&](bool holds, std::string_view what) {
-    HEARTH_CHECK(holds, Config, "cannot write config.json: {} ({}) cannot have {}", architecture.name, model.family, what);
+    HEARTH_CHECK(holds, Config, "cannot write config.json: {} ({}) cannot have {}", architecture.name,
+                 model.family, what);
   };
   require(model.qk_norm == architecture.qk_norm, model.qk_norm ? "qk_norm" : "no qk_norm");
   if (architecture.reads_attention_bias) {
@@ -286,8 +306,8 @@ HfConfig parse_hf_config(std::string_view text, std::string_view origin) {
     const std::string name = config.text(key, "");
     if (name.empty() || out.dtype) continue;
     out.dtype = dtype_from_config(name);
-    HEARTH_CHECK(out.dtype, BadInput, "{}: {} '{}' is not one Hearth reads (float32, bfloat16, float16)", origin, key,
-                 name);
+    HEARTH_CHECK(out.dtype, BadInput, "{}: {} '{}' is not one Hearth reads (float32, bfloat16, float16)",
+                 origin, key, name);
   }
   return out;
 }

@@ -19,10 +19,11 @@ constexpr int64_t kMaxCompanionBytes = int64_t{256} << 20;
 constexpr int64_t kMaxIndexBytes = int64_t{128} << 20;
 
 // Everything but the weights and config.json that a serving engine may look for.
-constexpr const char* kCompanions[] = {"tokenizer.json",          "tokenizer_config.json", "tokenizer.model",
-                                       "special_tokens_map.json", "added_tokens.json",     "vocab.json",
-                                       "merges.txt",              "chat_template.jinja",   "chat_template.json",
-                                       "generation_config.json"};
+constexpr const char* kCompanions[] = {"tokenizer.json",     "tokenizer_config.json",
+                                       "tokenizer.model",    "special_tokens_map.json",
+                                       "added_tokens.json",  "vocab.json",
+                                       "merges.txt",         "chat_template.jinja",
+                                       "chat_template.json", "generation_config.json"};
 
 class HfWeights final : public TensorSource {
  public:
@@ -41,7 +42,8 @@ class HfWeights final : public TensorSource {
   const std::vector<TensorInfo>& tensors() const override { return infos_; }
   bool contains(const std::string& name) const override { return where_.contains(name); }
   const TensorInfo& info(const std::string& name) const override { return place(name).entry->info; }
-  void read_elements(const std::string& name, int64_t begin, int64_t end, DType dtype, void* out) const override {
+  void read_elements(const std::string& name, int64_t begin, int64_t end, DType dtype,
+                     void* out) const override {
     const Place& at = place(name);
     at.file->read_elements(*at.entry, begin, end, dtype, out);
   }
@@ -55,8 +57,8 @@ class HfWeights final : public TensorSource {
   };
   void add(const SafetensorsFile& file, const std::string& file_name, const SafetensorsEntry& entry) {
     const auto [at, fresh] = where_.emplace(entry.info.name, Place{&file, &entry, file_name});
-    HEARTH_CHECK(fresh, BadInput, "{}: tensor {} lies in {} and in {}", directory_, entry.info.name, at->second.file_name,
-                 file_name);
+    HEARTH_CHECK(fresh, BadInput, "{}: tensor {} lies in {} and in {}", directory_, entry.info.name,
+                 at->second.file_name, file_name);
     infos_.push_back(entry.info);
   }
   const Place& place(const std::string& name) const {
@@ -74,8 +76,10 @@ class HfWeights final : public TensorSource {
 void check_shard_name(const std::string& index, const std::string& name) {
   const bool plain = !name.empty() && name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos &&
                      name != "." && name != "..";
-  HEARTH_CHECK(plain && name.size() <= 255, BadInput, "{}: '{}' is not a file name in the same directory", index, name);
-  HEARTH_CHECK(name.ends_with(".safetensors"), BadInput, "{}: shard '{}' is not a .safetensors file", index, name);
+  HEARTH_CHECK(plain && name.size() <= 255, BadInput, "{}: '{}' is not a file name in the same directory",
+               index, name);
+  HEARTH_CHECK(name.ends_with(".safetensors"), BadInput, "{}: shard '{}' is not a .safetensors file", index,
+               name);
 }
 
 std::unique_ptr<TensorSource> open_sharded(FileSystem& fs, const std::string& directory) {
@@ -122,12 +126,14 @@ std::unique_ptr<TensorSource> open_hf_weights(FileSystem& fs, const std::string&
   if (fs.exists(directory + "/" + kSingle))
     return std::make_unique<HfWeights>(fs, directory, std::vector<std::string>{kSingle});
   if (fs.exists(directory + "/" + kIndex)) return open_sharded(fs, directory);
-  HEARTH_CHECK(!has_pickles(fs, directory), BadInput,
-               "{}: the weights are pickled (.bin, .pt); loading a pickle runs code that came with the file, so Hearth does "
-               "not. Convert them once where you trust the file: python -c \"import torch, safetensors.torch as s; "
-               "s.save_file({{k: v.clone().contiguous() for k, v in torch.load('pytorch_model.bin', "
-               "weights_only=True).items()}}, 'model.safetensors')\"",
-               directory);
+  HEARTH_CHECK(
+      !has_pickles(fs, directory), BadInput,
+      "{}: the weights are pickled (.bin, .pt); loading a pickle runs code that came with the file, so "
+      "Hearth does "
+      "not. Convert them once where you trust the file: python -c \"import torch, safetensors.torch as s; "
+      "s.save_file({{k: v.clone().contiguous() for k, v in torch.load('pytorch_model.bin', "
+      "weights_only=True).items()}}, 'model.safetensors')\"",
+      directory);
   fail(ErrorKind::BadInput, "{}: has neither {} nor {}", directory, kSingle, kIndex);
 }
 

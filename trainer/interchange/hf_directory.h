@@ -17,12 +17,13 @@ namespace hearth {
 bool is_hf_directory(FileSystem& fs, const std::string& directory);
 
 // All tensors of the directory as they are stored. An index must name files of this directory only (no path
-// separators), that exist, and put every tensor where it really is. Pickled weights (pytorch_model.bin) are refused
-// with a message that says how to convert them: reading a pickle means running a program that came with the file.
+// separators), that exist, and put every tensor where it really is. Pickled weights (pytorch_model.bin) are
+// refused with a message that says how to convert them: reading a pickle means running a program that came
+// with the file.
 std::unique_ptr<TensorSource> open_hf_weights(FileSystem& fs, const std::string& directory);
 
-// Files that travel with a model (tokenizer, chat template, generation_config.json), by name -> content; those that the
-// directory has. Each at most 256 MiB.
+// Files that travel with a model (tokenizer, chat template, generation_config.json), by name -> content;
+// those that the directory has. Each at most 256 MiB.
 using NamedTexts = std::vector<std::pair<std::string, std::string>>;
 NamedTexts read_companion_files(FileSystem& fs, const std::string& directory);
 

@@ -45,9 +45,10 @@ class BoundParameters final : public TensorSource {
     return infos_[found->second];
   }
   // Cut rows lie behind the kept ones, so that element numbers are the same in both.
-  void read_elements(const std::string& name, int64_t begin, int64_t end, DType dtype, void* out) const override {
-    HEARTH_REQUIRE(0 <= begin && begin <= end && end <= info(name).numel(), "{}: elements [{}, {}) of {}", name, begin,
-                   end, info(name).numel());
+  void read_elements(const std::string& name, int64_t begin, int64_t end, DType dtype,
+                     void* out) const override {
+    HEARTH_REQUIRE(0 <= begin && begin <= end && end <= info(name).numel(), "{}: elements [{}, {}) of {}",
+                   name, begin, end, info(name).numel());
     raw_->read_elements(name, begin, end, dtype, out);
   }
   std::string describe() const override { return raw_->describe(); }
@@ -78,8 +79,8 @@ class Problems {
     if (++count_ <= 20) text_ += "\n  " + fmt::format(format, std::forward<Args>(args)...);
   }
   void throw_if_any(const std::string& source) const {
-    HEARTH_CHECK(count_ == 0, BadInput, "{}: the weights do not fit the configuration ({} problems):{}{}", source, count_,
-                 text_, count_ > 20 ? fmt::format("\n  ... and {} more", count_ - 20) : "");
+    HEARTH_CHECK(count_ == 0, BadInput, "{}: the weights do not fit the configuration ({} problems):{}{}",
+                 source, count_, text_, count_ > 20 ? fmt::format("\n  ... and {} more", count_ - 20) : "");
   }
 
  private:
@@ -94,7 +95,8 @@ bool shape_fits(const ParameterSpec& spec, const std::vector<int64_t>& shape, Ex
          shape[0] >= spec.shape[0];
 }
 
-void check_extra(const TensorInfo& tensor, const ModelConfig& config, const TensorSource& raw, Problems& problems) {
+void check_extra(const TensorInfo& tensor, const ModelConfig& config, const TensorSource& raw,
+                 Problems& problems) {
   if (is_rotary_buffer(tensor.name)) return;
   if (tensor.name != kHead || !config.tie_word_embeddings) {
     problems.add("{} [{}]: unexpected; a {} has no such parameter", tensor.name, shape_text(tensor.shape),
@@ -106,13 +108,19 @@ void check_extra(const TensorInfo& tensor, const ModelConfig& config, const Tens
                     raw.info(kEmbedding).shape == expected && is_float(raw.info(kEmbedding).dtype) &&
                     equal_tensors(raw, kHead, kEmbedding, tensor.numel());
   if (!same)
-    problems.add("{}: differs from {}, but tie_word_embeddings is true; set it to false to keep both", kHead, kEmbedding);
+    problems.add("{}: differs from {}, but tie_word_embeddings is true; set it to false to keep both", kHead,
+                 kEmbedding);
 }
 
 }  // namespace
 
 std::unique_ptr<TensorSource> bind_parameters(const ModelConfig& config, std::unique_ptr<TensorSource> raw,
                                               Extras extras) {
+  // Each layer needs tensors of its own; checked first, because the list of parameters is as long as the
+  // config says.
+  HEARTH_CHECK(config.num_hidden_layers <= static_cast<int64_t>(raw->tensors().size()), BadInput,
+               "{}: the configuration says {} layers, but there are only {} tensors", raw->describe(),
+               config.num_hidden_layers, raw->tensors().size());
   Problems problems;
   std::vector<TensorInfo> infos;
   std::set<std::string> known;
@@ -120,13 +128,15 @@ std::unique_ptr<TensorSource> bind_parameters(const ModelConfig& config, std::un
     known.insert(spec.name);
     if (!raw->contains(spec.name)) {
       const bool untied = spec.name == kHead;
-      problems.add("{} [{}]: missing{}", spec.name, shape_text(spec.shape),
-                   untied ? "; if the head is the embedding, config.json must say tie_word_embeddings = true" : "");
+      problems.add(
+          "{} [{}]: missing{}", spec.name, shape_text(spec.shape),
+          untied ? "; if the head is the embedding, config.json must say tie_word_embeddings = true" : "");
       continue;
     }
     const TensorInfo& found = raw->info(spec.name);
     if (!shape_fits(spec, found.shape, extras))
-      problems.add("{}: shape [{}], expected [{}]", spec.name, shape_text(found.shape), shape_text(spec.shape));
+      problems.add("{}: shape [{}], expected [{}]", spec.name, shape_text(found.shape),
+                   shape_text(spec.shape));
     if (!is_float(found.dtype))
       problems.add("{}: element type {}, expected a floating type", spec.name, safetensors_name(found.dtype));
     infos.push_back({spec.name, found.dtype, spec.shape});
@@ -139,7 +149,8 @@ std::unique_ptr<TensorSource> bind_parameters(const ModelConfig& config, std::un
 }
 
 void for_each_piece(int64_t numel, int64_t max_elements, const std::function<void(int64_t, int64_t)>& visit) {
-  for (int64_t begin = 0; begin < numel; begin += max_elements) visit(begin, std::min(numel, begin + max_elements));
+  for (int64_t begin = 0; begin < numel; begin += max_elements)
+    visit(begin, std::min(numel, begin + max_elements));
 }
 
 DType common_dtype(const TensorSource& source) {

@@ -36,8 +36,8 @@ bool assign(const nlohmann::json& from, double& to) {
   return from.is_number();
 }
 bool assign(const nlohmann::json& from, int64_t& to) {
-  const bool fits = from.is_number_integer() &&
-                    !(from.is_number_unsigned() && from.get<uint64_t>() > uint64_t{INT64_MAX});
+  const bool fits =
+      from.is_number_integer() && !(from.is_number_unsigned() && from.get<uint64_t>() > uint64_t{INT64_MAX});
   if (fits) to = from.get<int64_t>();
   return fits;
 }
@@ -69,6 +69,22 @@ struct Reader {
   }
 };
 
+// Bounds that keep every product of two extents, and the list of parameters, far from overflow: what comes
+// from a file is not trusted. The largest published models are five orders of magnitude below.
+void check_plausible(const ModelConfig& c, ConfigErrors& errors) {
+  constexpr int64_t kMaxExtent = int64_t{1} << 31, kMaxLayers = 100'000, kMaxHeads = 1 << 20;
+  const auto limit = [&](int64_t value, int64_t most, std::string_view key) {
+    errors.require(value <= most, key, "must be at most {}, got {}", most, value);
+  };
+  limit(c.vocab_size, kMaxExtent, "vocab_size");
+  limit(c.hidden_size, kMaxExtent, "hidden_size");
+  limit(c.intermediate_size, kMaxExtent, "intermediate_size");
+  limit(c.num_hidden_layers, kMaxLayers, "num_hidden_layers");
+  limit(c.num_attention_heads, kMaxHeads, "num_attention_heads");
+  limit(c.num_key_value_heads, kMaxHeads, "num_key_value_heads");
+  limit(c.head_dim, kMaxHeads, "head_dim");
+}
+
 void throw_if_any(const ConfigErrors& errors, std::string_view origin) {
   if (errors.empty()) return;
   std::string list;
@@ -89,14 +105,15 @@ ModelConfig model_config_from_json(const nlohmann::json& json, std::string_view 
   ModelConfig config;
   ConfigErrors errors;
   Reader::read(json, config, errors);
-  if (errors.empty()) config.validate(errors);
   throw_if_any(errors, origin);
+  require_valid(config, origin);
   return config;
 }
 
 void require_valid(const ModelConfig& config, std::string_view origin) {
   ConfigErrors errors;
   config.validate(errors);
+  check_plausible(config, errors);
   throw_if_any(errors, origin);
 }
 

@@ -11,11 +11,13 @@ namespace hearth {
 
 nlohmann::json model_config_to_json(const ModelConfig& config);
 
-// Strict: an unknown key, a wrong type, or a value that ModelConfig::validate refuses is Error{BadInput}, which names
-// `origin` and every violation. A missing key keeps its default, so that older checkpoints stay readable.
+// Strict: an unknown key, a wrong type, or a value that ModelConfig::validate refuses is Error{BadInput},
+// which names `origin` and every violation. A missing key keeps its default, so that older checkpoints stay
+// readable.
 ModelConfig model_config_from_json(const nlohmann::json& json, std::string_view origin);
 
-// Throws Error{BadInput} listing every violation of ModelConfig::validate.
+// Throws Error{BadInput} listing every violation of ModelConfig::validate, and extents so large that they can
+// only be garbage (products of sizes must not overflow).
 void require_valid(const ModelConfig& config, std::string_view origin);
 
 }  // namespace hearth
