@@ -1,0 +1,22 @@
+// Samples of the data pipeline as tensors on the model's device.
+#pragma once
+
+#include <vector>
+
+#include "data/sampler.h"
+#include "trainer/model/transformer.h"
+
+namespace hearth {
+
+struct MicroBatch {
+  ModelInput input;
+  at::Tensor targets_N;      // int64, -100 where the target does not count
+  int64_t valid_targets = 0;
+};
+
+enum class DocumentMask { Yes, No };  // attention stops at document borders, or runs over the whole sample
+
+// `samples` are of one length. Throws Error{BadInput} for a token id that the model does not have.
+MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mask, const Transformer& model);
+
+}  // namespace hearth

@@ -1,0 +1,82 @@
+// The differentiable pieces of a transformer block, each one autograd::Function over kernels/. They save the least they
+// can (inputs and per-row statistics) and rebuild the rest in backward, and they add weight gradients straight into
+// the fp32 main_grad tensors: no weight is an autograd leaf.
+// Letters: N = batch x sequence rows, D hidden, H query heads, K key/value heads, W head width, F intermediate.
+// Weights structs belong to the Transformer and must outlive the graph. Not thread-safe.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/rope_op.h"
+
+namespace hearth {
+
+// Told once per finished contribution to a parameter's main_grad, so that its bucket can be reduced early.
+using GradientReady = std::function<void(int64_t parameter_index)>;
+
+// One matrix as the GEMM sees it (q, k, v together; gate, up together) and the parameters that it is made of.
+struct LinearWeights {
+  at::Tensor weight;     // [out, in]
+  at::Tensor bias;       // [out] or undefined
+  at::Tensor main_grad;  // fp32 [out, in]; undefined in inference
+  at::Tensor bias_grad;  // fp32 [out] or undefined
+  std::vector<int64_t> parameters;
+};
+
+struct NormWeights {
+  at::Tensor weight;     // [D] or [W]
+  at::Tensor main_grad;  // fp32
+  double eps = 1e-5;
+  std::vector<int64_t> parameters;
+};
+
+// What is kept for backward; what is not kept is rebuilt (recompute.modules in the experiment file).
+struct RecomputeChoice {
+  bool norm = true;    // normalised activations
+  bool swiglu = true;  // silu(gate) x up
+};
+
+struct BlockWeights {
+  NormWeights input_norm, post_attention_norm;
+  NormWeights q_norm, k_norm;  // weight undefined without qk_norm
+  LinearWeights qkv, attention_output, gate_up, down;
+  int64_t num_heads = 0, num_kv_heads = 0, head_width = 0;
+  RecomputeChoice recompute;
+  const GradientReady* gradient_ready = nullptr;  // may be null
+};
+
+struct RopeInput {
+  kernels::RopeTable table;  // rows for every position used
+  at::Tensor positions;      // int64 [N]
+};
+
+// x_ND -> norm -> fused q,k,v -> (q/k norm) -> RoPE. Returns [N, H + 2K, W].
+at::Tensor attention_input(const at::Tensor& x_ND, const BlockWeights& weights, const RopeInput& rope);
+// residual_ND + context_NE W_o^T
+at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_ND, const BlockWeights& weights);
+// x_ND + down(swiglu(gate_up(norm(x_ND))))
+at::Tensor mlp(const at::Tensor& x_ND, const BlockWeights& weights);
+at::Tensor rms_norm(const at::Tensor& x_ND, const NormWeights& weights, const GradientReady* gradient_ready);
+// Rows of the table. `anchor` is any tensor that requires grad: it puts the lookup into the graph.
+at::Tensor embedding(const at::Tensor& ids_N, const LinearWeights& table, const at::Tensor& anchor,
+                     const GradientReady* gradient_ready);
+
+// Sum over rows of -log p(target) x scale, computed head and loss together in chunks of rows, so that the logits of the
+// whole batch never exist (idea: Liger kernels' fused linear cross entropy). Targets of -100 do not count.
+// Training only: head.main_grad is written. Backward expects a gradient of exactly 1 for the returned scalar: gradients are formed in forward.
+struct LossResult {
+  at::Tensor loss;       // fp32 scalar, differentiable: sum of losses x scale
+  at::Tensor loss_sum;   // fp32 scalar, detached: sum of losses, unscaled
+};
+LossResult linear_cross_entropy(const at::Tensor& x_ND, const at::Tensor& targets_N, const LinearWeights& head,
+                                int64_t valid_vocab, double scale, const GradientReady* gradient_ready);
+
+// Rows whose logits fit in about 256 MiB, a multiple of 128 where that leaves any choice.
+int64_t rows_per_logits_chunk(int64_t rows, int64_t vocab, int64_t element_bytes);
+
+}  // namespace hearth

@@ -1,0 +1,328 @@
+#include "trainer/trainer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "base/error.h"
+#include "trainer/evaluate.h"
+#include "trainer/generate.h"
+#include "trainer/model/model_config_json.h"
+#include "trainer/optimizer/lr_schedule.h"
+
+namespace hearth {
+namespace {
+
+// fp32 gradients of 25 M elements a bucket (100 MB): large enough for full link bandwidth, small enough to overlap.
+constexpr int64_t kBucketElements = int64_t{25} << 20;
+// A run whose every update is refused is not going to recover by itself.
+constexpr int64_t kMaxConsecutiveSkips = 5;
+
+RecomputeChoice recompute_choice(const RecomputeConfig& config) {
+  const auto rebuilt = [&](const char* module) {
+    return config.granularity == "selective" &&
+           std::find(config.modules.begin(), config.modules.end(), module) != config.modules.end();
+  };
+  return {.norm = rebuilt("norm"), .swiglu = rebuilt("swiglu")};
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+Trainer::Trainer(TrainerInputs inputs) : in_(std::move(inputs)), is_root_(in_.control.rank() == 0) {
+  const ExperimentConfig& c = in_.config;
+  batch_ = {.global_batch_size = c.training.global_batch_size,
+            .micro_batch_size = c.training.micro_batch_size,
+            .data_parallel_size = in_.data_parallel.size(),
+            .data_parallel_rank = in_.data_parallel.rank()};
+  const auto dtype = dtype_from_config(c.precision.dtype);
+  HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", c.precision.dtype);
+  set_deterministic(c.training.deterministic_mode);
+  in_.data_parallel.set_compute_stream(compute_stream(in_.device));
+  parameters_ = std::make_unique<ParameterStore>(c.model, *dtype, in_.device, WithGradients::Yes,
+                                                 in_.data_parallel.size(), kBucketElements);
+  model_ = std::make_unique<Transformer>(c.model, *parameters_, recompute_choice(c.recompute));
+  for (int64_t i = 0; i < static_cast<int64_t>(parameters_->parameters().size()); ++i)
+    gradient_uses_.push_back(model_->uses_per_micro(i));
+  if (!in_.validation_datasets.empty())
+    validation_ = std::make_unique<ValidationStream>(
+        std::move(in_.validation_datasets), c.data.seq_length,
+        c.data.reset_attention_mask ? BorderTargets::Skip : BorderTargets::Count);
+  auto options = in_.saver;
+  options.allocator = snapshot_allocator(in_.device);
+  saver_ = std::make_unique<CheckpointSaver>(in_.fs, in_.control, in_.log, std::move(options));
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::begin_stream(const DataLedger& ledger) {
+  const ExperimentConfig& c = in_.config;
+  StreamOptions options;
+  options.seq_length = c.data.seq_length;
+  options.seed = static_cast<uint64_t>(c.training.seed);
+  options.border_targets = c.data.reset_attention_mask ? BorderTargets::Skip : BorderTargets::Count;
+  stream_ = std::make_unique<SampleStream>(std::move(in_.train_datasets), options, ledger);
+  const int64_t per_step = batch_.micro_batches_per_step(), last = c.training.train_iters * per_step;
+  // Steps are numbered from the start of the run, samples from the stream: the two part when the batch size changed.
+  const int64_t first_step = state_.step, first_sample = state_.consumed_samples;
+  Prefetcher::Options prefetch;
+  prefetch.first_micro_batch = first_step * per_step;
+  prefetcher_ = std::make_unique<Prefetcher>(
+      [stream = stream_.get()](int64_t index) { return stream->get(index); },
+      [batch = batch_, per_step, last, first_step, first_sample](int64_t micro) {
+        if (micro >= last) return std::vector<int64_t>{};
+        auto samples = micro_batch_samples(batch, micro / per_step - first_step, micro % per_step);
+        for (int64_t& sample : samples) sample += first_sample;
+        return samples;
+      },
+      prefetch);
+}
+
+void Trainer::start(const TensorSource* weights) {
+  const auto seed = static_cast<uint64_t>(in_.config.training.seed);
+  if (weights != nullptr) {
+    parameters_->load(*weights);
+  } else {
+    parameters_->initialize(seed);
+  }
+  optimizer_ = std::make_unique<DistributedOptimizer>(in_.config.optimizer, *parameters_, in_.data_parallel,
+                                                      in_.config.parallel.zero_stage);
+  optimizer_->load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
+    if (weights == nullptr) return parameters_->initial_values(i, seed, begin, end, out);
+    weights->read_elements(parameters_->parameters()[static_cast<size_t>(i)].spec.name, begin, end, DType::F32, out);
+  });
+  begin_stream(DataLedger{});
+}
+
+void Trainer::resume(const CheckpointReader& checkpoint) {
+  const auto json = nlohmann::json::parse(checkpoint.state_json());
+  state_ = train_state_from_json(json.value("train", nlohmann::json::object()), checkpoint.describe());
+  optimizer_ = std::make_unique<DistributedOptimizer>(in_.config.optimizer, *parameters_, in_.data_parallel,
+                                                      in_.config.parallel.zero_stage);
+  optimizer_->load(checkpoint);
+  optimizer_->set_num_updates(state_.optimizer_updates);
+  last_saved_step_ = checkpoint.step();
+  begin_stream(state_.ledger);
+  in_.log.info("event=resumed step={} checkpoint={} saved_by=\"{}\" now=\"{}\" learning_rate={:.6e}", state_.step,
+               checkpoint.directory(), checkpoint.manifest().identity.mesh, in_.mesh,
+               learning_rate(in_.config.optimizer, in_.config.training.train_iters, state_.step));
+}
+
+DocumentMask Trainer::document_mask() const {
+  return in_.config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No;
+}
+
+void Trainer::point(std::string_view name) {
+  if (in_.at_point) in_.at_point(name, state_.step + 1);
+}
+
+Trainer::StepTotals Trainer::sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm) {
+  const auto options = at::TensorOptions(in_.device).dtype(at::kDouble);
+  const double stop = in_.stop_requested && in_.stop_requested() ? 1.0 : 0.0;
+  at::Tensor host = at::tensor({static_cast<double>(valid_tokens), stop}, at::kDouble);
+  at::Tensor totals = at::cat({loss_sum.to(at::kDouble).view({1}), squared_norm.view({1}), host.to(in_.device)});
+  in_.data_parallel.all_reduce(totals.data_ptr(), totals.numel(), DType::F64, ReduceOp::Sum, "step.totals")->wait();
+  totals = totals.to(at::kCPU);  // the step's only wait for the device
+  const double* value = totals.data_ptr<double>();
+  return {.loss_sum = value[0], .valid_tokens = value[2], .squared_norm = value[1], .stop = value[3] > 0};
+}
+
+Trainer::StepTotals Trainer::forward_backward(int64_t) {
+  model_->set_gradient_ready([this](int64_t index) { optimizer_->gradient_ready(index); });
+  optimizer_->begin_step(gradient_uses_);
+  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(in_.device).dtype(at::kFloat));
+  int64_t valid_tokens = 0;
+  const int64_t micros = batch_.micro_batches_per_step();
+  for (int64_t micro = 0; micro < micros; ++micro) {
+    point("data.next");
+    const MicroBatch batch = make_micro_batch(prefetcher_->next(), document_mask(), *model_);
+    point("fwd");
+    if (micro + 1 == micros) optimizer_->begin_last_micro_batch();
+    // Gradients of the sum of losses; the division by the global count of valid tokens happens once, in the update.
+    const LossResult loss = model_->loss(batch.input, batch.targets_N, /*scale=*/1.0);
+    loss.loss.backward();
+    loss_sum.add_(loss.loss_sum.detach());
+    valid_tokens += batch.valid_targets;
+  }
+  point("allreduce.before");
+  optimizer_->finish_gradients();
+  return sum_over_ranks(loss_sum, valid_tokens, optimizer_->local_sum_of_squares());
+}
+
+// A non-finite loss or gradient on any rank stops the update on all ranks: the sums above made everyone see it.
+void Trainer::skip_update(const StepTotals& totals, int64_t step) {
+  ++state_.skipped_iterations;
+  ++consecutive_skips_;
+  in_.log.warning("event=update_skipped step={} loss_sum={} squared_grad_norm={} consecutive={}: parameters are unchanged",
+                  step, totals.loss_sum, totals.squared_norm, consecutive_skips_);
+  HEARTH_CHECK(consecutive_skips_ < kMaxConsecutiveSkips, Numeric,
+               "the loss or the gradient was not finite in {} steps in a row, the last one step {} (samples {} to {}); "
+               "checkpoints hold only finite parameters. Lower optimizer.lr, or look at those samples",
+               consecutive_skips_, step, state_.consumed_samples,
+               state_.consumed_samples + batch_.global_batch_size - 1);
+}
+
+StepMetrics Trainer::train_step(bool& stop) {
+  const ExperimentConfig& c = in_.config;
+  const int64_t step = state_.step + 1;
+  const auto begin = std::chrono::steady_clock::now();
+  const StepTotals totals = forward_backward(step);
+  StepMetrics metrics;
+  metrics.step = step;
+  metrics.learning_rate = learning_rate(c.optimizer, c.training.train_iters, state_.step);
+  metrics.lm_loss = totals.loss_sum / totals.valid_tokens;
+  metrics.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
+  if (std::isfinite(metrics.lm_loss) && std::isfinite(metrics.grad_norm)) {
+    // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
+    const double clip = c.optimizer.clip_grad > 0 ? std::min(1.0, c.optimizer.clip_grad / (metrics.grad_norm + 1e-6)) : 1.0;
+    optimizer_->step(metrics.learning_rate, clip / totals.valid_tokens);
+    consecutive_skips_ = 0;
+  } else {
+    skip_update(totals, step);
+  }
+  state_.step = step;
+  state_.consumed_samples += batch_.global_batch_size;
+  state_.consumed_tokens += batch_.global_batch_size * c.data.seq_length;
+  state_.optimizer_updates = optimizer_->num_updates();
+  stop = totals.stop;
+  const double seconds = seconds_since(begin);
+  const auto tokens = static_cast<double>(batch_.global_batch_size * c.data.seq_length);
+  metrics.tokens_per_second = tokens / seconds;
+  metrics.tflops = metrics.tokens_per_second * model_flops(c.model, c.data.seq_length).per_token_causal / 1e12 /
+                   static_cast<double>(in_.control.world_size());
+  const double peak = peak_flops(in_.device);
+  if (peak > 0) metrics.mfu_percent = 100.0 * metrics.tflops * 1e12 / peak;
+  metrics.consumed_tokens = state_.consumed_tokens;
+  metrics.skipped_iterations = state_.skipped_iterations;
+  return metrics;
+}
+
+ValidationMetrics Trainer::validate(int64_t step) {
+  const at::NoGradGuard no_grad;
+  const int64_t count = std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
+  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(in_.device).dtype(at::kDouble));
+  int64_t valid_tokens = 0;
+  // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size.
+  const int64_t size = batch_.micro_batch_size;
+  for (int64_t first = batch_.data_parallel_rank * size; first < count; first += batch_.data_parallel_size * size) {
+    std::vector<Sample> samples;
+    for (int64_t i = first; i < std::min(first + size, count); ++i) samples.push_back(validation_->get(i));
+    const MicroBatch batch = make_micro_batch(samples, document_mask(), *model_);
+    loss_sum.sub_(model_->token_logprobs(batch.input, batch.targets_N).to(at::kDouble).sum());
+    valid_tokens += batch.valid_targets;
+  }
+  const StepTotals totals =
+      sum_over_ranks(loss_sum, valid_tokens, at::zeros({1}, at::TensorOptions(in_.device).dtype(at::kDouble)));
+  return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens)};
+}
+
+// A short continuation of nothing, so that people see the model learn. Local to rank 0: every rank has all weights.
+void Trainer::write_sample(int64_t step) {
+  const auto start_id = in_.tokenizer->bos_id() ? in_.tokenizer->bos_id() : in_.tokenizer->eos_id();
+  if (!start_id) return;
+  GenerationOptions options;
+  options.max_new_tokens = 48;
+  options.sampling = {.temperature = 0.8, .top_p = 0.95};
+  options.seed = static_cast<uint64_t>(in_.config.training.seed + step);
+  if (in_.tokenizer->eos_id()) options.eos_ids = {*in_.tokenizer->eos_id()};
+  const std::vector<int32_t> prompt{*start_id};
+  const Generation sample = generate(*model_, prompt, options, {});
+  const nlohmann::json line{{"step", step}, {"text", in_.tokenizer->decode(sample.ids, DecodeSpecial::Skip)}};
+  JsonlWriter(in_.fs, in_.config.checkpoint.save + "/samples.jsonl", step)
+      .write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+CheckpointIdentity Trainer::identity(int64_t step) const {
+  CheckpointIdentity id;
+  id.step = step;
+  id.mesh = in_.mesh;
+  id.config_hash = in_.config_hash;
+  for (int64_t i = 0; i < stream_->num_datasets(); ++i)
+    id.data_fingerprint += (i > 0 ? "," : "") + stream_->dataset(i).digest();
+  id.tokenizer_digest = stream_->tokenizer_digest();
+  return id;
+}
+
+std::string Trainer::state_json() const {
+  nlohmann::json json;
+  json["train"] = train_state_to_json(state_);
+  json["model"] = model_config_to_json(in_.config.model);
+  json["dtype"] = in_.config.precision.dtype;
+  json["config"] = in_.config_json;
+  json["build"] = in_.build_json;
+  // All randomness is counter-based: the seed and the step are the whole generator state.
+  json["rng"] = {{"kind", "philox4x32-10"}, {"seed", in_.config.training.seed}};
+  return json.dump(1);
+}
+
+void Trainer::save(int64_t step) {
+  if (step == last_saved_step_) return;
+  state_.ledger = stream_->ledger_after(state_.consumed_samples);
+  const auto slices = optimizer_->state_slices();
+  std::vector<TensorPiece> pieces;
+  for (const StateSlice& slice : slices) {
+    TensorPiece piece = TensorPiece::whole(slice.name, dtype_of(slice.values), slice.shape);
+    piece.begin = slice.begin;
+    piece.end = slice.end;
+    pieces.push_back(std::move(piece));
+  }
+  Snapshot* snapshot = saver_->begin(identity(step), std::move(pieces));
+  if (snapshot == nullptr) return;  // logged and counted by the saver; the loop goes on with the older checkpoint
+  for (size_t i = 0; i < slices.size(); ++i) copy_to_host(slices[i].values, snapshot->data(i));
+  std::vector<ExtraFile> extra;
+  for (const auto& [name, content] : in_.tokenizer->files()) extra.push_back({"tokenizer/" + name, content});
+  saver_->commit_async(state_json(), std::move(extra));
+  if (!in_.config.checkpoint.async_save) saver_->wait();
+  last_saved_step_ = step;
+}
+
+TrainOutcome Trainer::run() {
+  const TrainingConfig& t = in_.config.training;
+  std::unique_ptr<JsonlWriter> writer;
+  std::unique_ptr<Progress> progress;
+  if (is_root_) {
+    writer = std::make_unique<JsonlWriter>(in_.fs, in_.config.checkpoint.save + "/metrics.jsonl", state_.step);
+    progress = std::make_unique<Progress>(in_.log, state_.step, t.train_iters);
+  }
+  bool stop = in_.control.all_reduce_max(in_.stop_requested && in_.stop_requested() ? 1 : 0, "run.begin") > 0;
+  while (state_.step < t.train_iters && !stop) {
+    const StepMetrics metrics = train_step(stop);
+    point("step.end");
+    if (is_root_ && (metrics.step % t.log_interval == 0 || metrics.step == t.train_iters || stop)) {
+      writer->write(metrics.to_json());
+      progress->step(metrics);
+    }
+    saver_->poll();
+    const bool last = state_.step == t.train_iters;
+    if (validation_ && t.eval_interval > 0 && (state_.step % t.eval_interval == 0 || last)) {
+      const ValidationMetrics validation = validate(state_.step);
+      if (is_root_) {
+        writer->write(validation.to_json());
+        progress->validation(validation);
+        write_sample(state_.step);
+      }
+    }
+    const int64_t interval = in_.config.checkpoint.save_interval;
+    if (last || stop || (interval > 0 && state_.step % interval == 0)) {
+      if (stop && !last) in_.log.info("event=stopping step={} reason=signal: saving", state_.step);
+      save(state_.step);
+    }
+  }
+  if (is_root_) progress->finish();
+  point("finalize");
+  saver_->finish();
+  if (state_.step >= t.train_iters) return TrainOutcome::Finished;
+  in_.log.info("event=preempted step={}: resume with the same command", state_.step);
+  return TrainOutcome::Preempted;
+}
+
+}  // namespace hearth

@@ -1,0 +1,100 @@
+// The training loop of one rank: model, optimizer, data, evaluation, checkpoints. Everything outside (files, ranks,
+// clocks, signals, configuration) is handed in. Not thread-safe; one Trainer a process.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/file_system.h"
+#include "base/log.h"
+#include "data/prefetcher.h"
+#include "data/sampler.h"
+#include "data/tokenizer/tokenizer.h"
+#include "parallel/comm.h"
+#include "parallel/control_plane.h"
+#include "trainer/checkpoint/checkpoint_reader.h"
+#include "trainer/checkpoint/checkpoint_saver.h"
+#include "trainer/device.h"
+#include "trainer/experiment_config.h"
+#include "trainer/metrics.h"
+#include "trainer/micro_batch.h"
+#include "trainer/optimizer/distributed_optimizer.h"
+#include "trainer/train_state.h"
+
+namespace hearth {
+
+struct TrainerInputs {
+  ExperimentConfig config;              // resolved and validated; model.vocab_size is set
+  FileSystem& fs;
+  ControlPlane& control;
+  Comm& data_parallel;
+  Log& log;
+  at::Device device;
+  std::vector<WeightedDataset> train_datasets;
+  std::vector<std::unique_ptr<Dataset>> validation_datasets;
+  std::shared_ptr<const Tokenizer> tokenizer;  // of the datasets; travels in checkpoints and samples text
+  CheckpointSaverOptions saver;                // folder, attempt, lock check
+  std::string mesh;                            // for the checkpoint's identity
+  std::string config_hash;
+  nlohmann::json config_json;                  // resolved config with the origin of each key
+  nlohmann::json build_json;                   // version, git commit, libraries
+  std::function<bool()> stop_requested;        // USR1 or TERM arrived at this rank
+  std::function<void(std::string_view point, int64_t step)> at_point;  // fault injection; may be empty
+};
+
+enum class TrainOutcome { Finished, Preempted };
+
+class Trainer {
+ public:
+  explicit Trainer(TrainerInputs inputs);
+  ~Trainer();
+
+  // Start from scratch: counter-based initial weights, or those of `weights` (model.init_from).
+  void start(const TensorSource* weights);
+  // Continue exactly where `checkpoint` was saved.
+  void resume(const CheckpointReader& checkpoint);
+
+  // Trains to train_iters, or to the step boundary after a stop request; saves the last step either way.
+  // Throws Error{Numeric} when the loss or gradient stays non-finite.
+  TrainOutcome run();
+
+  const TrainState& state() const { return state_; }
+
+ private:
+  struct StepTotals {
+    double loss_sum = 0, valid_tokens = 0, squared_norm = 0;
+    bool stop = false;  // some rank was asked to stop
+  };
+  void begin_stream(const DataLedger& ledger);
+  StepTotals forward_backward(int64_t step);
+  StepTotals sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm);
+  StepMetrics train_step(bool& stop);
+  void skip_update(const StepTotals& totals, int64_t step);
+  ValidationMetrics validate(int64_t step);
+  void write_sample(int64_t step);
+  void save(int64_t step);
+  CheckpointIdentity identity(int64_t step) const;
+  std::string state_json() const;
+  void point(std::string_view name);
+  DocumentMask document_mask() const;
+
+  TrainerInputs in_;
+  bool is_root_;
+  BatchShape batch_;
+  std::unique_ptr<ParameterStore> parameters_;
+  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<DistributedOptimizer> optimizer_;
+  std::vector<int64_t> gradient_uses_;
+  std::unique_ptr<SampleStream> stream_;
+  std::unique_ptr<ValidationStream> validation_;
+  std::unique_ptr<CheckpointSaver> saver_;
+  std::unique_ptr<Prefetcher> prefetcher_;  // last: its threads read the streams
+  TrainState state_;
+  int64_t consecutive_skips_ = 0;
+  int64_t last_saved_step_ = -1;
+};
+
+}  // namespace hearth
