@@ -1,0 +1,135 @@
+// hearth: one program, one verb per call. Reads the environment once, runs the verb, reports trouble once.
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+
+#include "launch/build_info.h"
+#include "launch/command.h"
+#include "launch/commands/commands.h"
+#include "launch/error_report.h"
+#include "launch/signals.h"
+
+namespace hearth {
+namespace {
+
+void add_commands(CLI::App& app, CommandContext& context) {
+#ifdef HEARTH_HAS_DOCTOR
+  add_doctor_command(app, context);
+#endif
+  CLI::App* data =
+      app.add_subcommand("data", "Prepare, inspect and verify token datasets; train and try tokenizers");
+  data->require_subcommand(1);
+  data->preparse_callback([&context](size_t) {
+    HEARTH_CHECK(
+        context.job.control->world_size() == 1, Usage,
+        "`hearth data` works on one rank, not on {}: start it without mpirun (it uses all cores by itself)",
+        context.job.control->world_size());
+  });
+#ifdef HEARTH_HAS_DATA_PREPARE
+  add_data_prepare_command(*data, context);
+#endif
+#ifdef HEARTH_HAS_DATA_INSPECT
+  add_data_inspect_command(*data, context);
+#endif
+#ifdef HEARTH_HAS_DATA_VERIFY
+  add_data_verify_command(*data, context);
+#endif
+#ifdef HEARTH_HAS_DATA_TRAIN_TOKENIZER
+  add_data_train_tokenizer_command(*data, context);
+#endif
+#ifdef HEARTH_HAS_DATA_ENCODE
+  add_data_encode_command(*data, context);
+#endif
+#ifdef HEARTH_HAS_DATA_DECODE
+  add_data_decode_command(*data, context);
+#endif
+#ifdef HEARTH_HAS_TRAIN
+  add_train_command(app, context);
+#endif
+#ifdef HEARTH_HAS_EVAL
+  add_eval_command(app, context);
+#endif
+#ifdef HEARTH_HAS_GENERATE
+  add_generate_command(app, context);
+#endif
+#ifdef HEARTH_HAS_IMPORT
+  add_import_command(app, context);
+#endif
+#ifdef HEARTH_HAS_EXPORT
+  add_export_command(app, context);
+#endif
+#ifdef HEARTH_HAS_CHECKPOINT
+  add_checkpoint_command(app, context);
+#endif
+}
+
+constexpr const char* kFooter =
+    "Results go to standard output, progress and logs to standard error.\n"
+    "Exit codes: 0 done, 2 usage, 3 config, 4 bad input, 5 no usable checkpoint, 6 non-finite numbers, 7 "
+    "timeout,\n"
+    "8 rank or link lost, 9 I/O or no space, 10 run folder in use, 11 device, 70 our bug, 75 preempted: run "
+    "it again.";
+
+// Help and version go to stdout and end with 0; a wrong command line becomes Error{Usage}.
+// Returns false where nothing is left to do.
+void parse_and_run(CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+  } catch (const CLI::ParseError& error) {
+    const CLI::App* deepest = &app;
+    while (!deepest->get_subcommands().empty()) deepest = deepest->get_subcommands().front();
+    std::string command;
+    for (const CLI::App* at = deepest; at != nullptr; at = at->get_parent())
+      command = at->get_name() + (command.empty() ? "" : " " + command);
+    throw Error(ErrorKind::Usage, error.what()).with("see", command + " --help");
+  }
+}
+
+void require_stdout_written() {
+  HEARTH_CHECK(std::cout.flush() && std::fflush(stdout) == 0, Io,
+               "cannot write the results to standard output: is the disk full?");
+}
+
+int run_verb(int argc, char** argv, FileSystem& fs, const Environment& environment, Job& job) {
+  CommandContext context{.fs = fs, .environment = environment, .job = job};
+  try {
+    CLI::App app("Hearth trains, distils and fine-tunes large language models inside your own walls.",
+                 "hearth");
+    app.set_version_flag("--version", build_id());
+    app.footer(kFooter);
+    app.require_subcommand(1);
+    add_commands(app, context);
+    parse_and_run(app, argc, argv);
+    require_stdout_written();
+  } catch (const std::exception& exception) {
+    throw as_error(exception);
+  }
+  return context.exit_code;
+}
+
+int run(int argc, char** argv) {
+  const Environment environment = read_environment();
+  catch_stop_notice();
+  const std::unique_ptr<FileSystem> fs = make_posix_file_system();
+  const auto report = [&](const Error& error) {
+    std::cerr << error_report(error, environment) << std::flush;
+  };
+  try {
+    return run_job(
+        environment.launch, JobOptions{},
+        [&](Job& job) { return run_verb(argc, argv, *fs, environment, job); }, report);
+  } catch (const std::exception& exception) {  // the job could not start
+    const Error error = as_error(exception);
+    report(error);
+    return exit_code(error.kind());
+  }
+}
+
+}  // namespace
+}  // namespace hearth
+
+int main(int argc, char** argv) {
+  return hearth::run(argc, argv);
+}
