@@ -5,7 +5,14 @@ if(NOT EXISTS "${HEARTH_TORCH_DIR}/lib/libtorch_cpu.so")
     "Run launch/setup.sh, or pass -DHEARTH_TORCH_DIR=<site-packages>/torch")
 endif()
 add_library(hearth_torch INTERFACE)
+# The wheel ships the headers of its own fmt, without the library. A folder with nothing but the system's fmt comes
+# first, so that every file of ours uses the one that is linked.
+get_target_property(fmt_include fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+list(GET fmt_include 0 fmt_include)
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/system_include)
+file(CREATE_LINK ${fmt_include}/fmt ${CMAKE_BINARY_DIR}/system_include/fmt SYMBOLIC)
 target_include_directories(hearth_torch SYSTEM INTERFACE
+  ${CMAKE_BINARY_DIR}/system_include
   ${HEARTH_TORCH_DIR}/include ${HEARTH_TORCH_DIR}/include/torch/csrc/api/include)
 set(nvidia_dir "${HEARTH_TORCH_DIR}/../nvidia")
 target_link_directories(hearth_torch INTERFACE ${HEARTH_TORCH_DIR}/lib)

@@ -1,15 +1,12 @@
 #include "kernels/op_support.h"
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
 namespace hearth::kernels {
 
 std::string describe(const at::Tensor& tensor) {
   if (!tensor.defined()) return "undefined";
-  const auto sizes = tensor.sizes();
-  return fmt::format("{}[{}] {}", c10::toString(tensor.scalar_type()),
-                     fmt::join(sizes.begin(), sizes.end(), ", "), tensor.device().str());
+  std::string shape;
+  for (const int64_t extent : tensor.sizes()) shape += (shape.empty() ? "" : ", ") + std::to_string(extent);
+  return std::string(c10::toString(tensor.scalar_type())) + "[" + shape + "] " + tensor.device().str();
 }
 
 void check_activation(const char* op, const char* what, const at::Tensor& tensor, int64_t dim) {

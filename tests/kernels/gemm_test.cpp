@@ -1,0 +1,74 @@
+// The linear layer and its gradients against fp64 sums, at sizes that no tile divides. The weight gradient
+// must add to what is there, and TF32 would miss the fp32 tolerance by a factor of hundreds.
+#include "kernels/reference/gemm.h"
+
+#include <ATen/ops/zeros.h>
+
+#include "kernels/gemm_op.h"
+#include "tests/kernels/kernel_test_support.h"
+
+namespace hearth {
+namespace {
+
+using namespace kernels;
+using namespace testing;
+namespace bdata = boost::unit_test::data;
+
+BOOST_DATA_TEST_CASE(forward_and_gradients_are_as_accurate_as_plain_arithmetic,
+                     bdata::make({1, 5, 64, 129}) * bdata::make({1, 8, 72, 200}) *
+                         bdata::make({1, 8, 65, 136}),
+                     rows, inputs, outputs) {
+  const reference::LinearShape shape{static_cast<size_t>(rows), static_cast<size_t>(inputs),
+                                     static_cast<size_t>(outputs)};
+  for_each_dtype([&]<class T>(at::ScalarType dtype) {
+    const at::Tensor x = random_tensor({rows, inputs}, dtype, 121),
+                     w = random_tensor({outputs, inputs}, dtype, 122);
+    const at::Tensor bias = random_tensor({outputs}, dtype, 123),
+                     dy = random_tensor({rows, outputs}, dtype, 124);
+    const auto x64 = values<double>(x), w64 = values<double>(w), b64 = values<double>(bias),
+               dy64 = values<double>(dy);
+    const auto x_t = values<T>(x), w_t = values<T>(w), b_t = values<T>(bias), dy_t = values<T>(dy);
+    std::vector<double> dw(shape.m * shape.k, 1.0), db(shape.m, 1.0);
+    std::vector<float> dw_plain(shape.m * shape.k, 1.0f), db_plain(shape.m, 1.0f);
+    reference::linear_backward_weight(dy64, x64, shape, dw, db);
+    reference::linear_backward_weight(dy_t, x_t, shape, dw_plain, db_plain);
+    const auto options = x.options().dtype(at::kFloat);
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      check_close("y", linear_forward_op(x, w, {}, path), reference::linear_forward(x_t, w_t, {}, shape),
+                  reference::linear_forward(x64, w64, {}, shape));
+      check_close("y with bias", linear_forward_op(x, w, bias, path),
+                  reference::linear_forward(x_t, w_t, b_t, shape),
+                  reference::linear_forward(x64, w64, b64, shape));
+      check_close("dx", linear_backward_input_op(dy, w, path),
+                  reference::linear_backward_input(dy_t, w_t, shape),
+                  reference::linear_backward_input(dy64, w64, shape));
+      at::Tensor dw_got = at::zeros({outputs, inputs}, options).add(1.0),
+                 db_got = at::zeros({outputs}, options).add(1.0);
+      linear_backward_weight_op(dy, x, dw_got, &db_got, path);
+      check_close("dw", dw_got, dw_plain, dw);
+      check_close("db", db_got, db_plain, db);
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(repeats_give_the_same_bits) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({777, 264}, dtype, 125), dy = random_tensor({777, 136}, dtype, 126);
+    at::Tensor first = at::zeros({136, 264}, x.options().dtype(at::kFloat)), second = first.clone();
+    linear_backward_weight_op(dy, x, first);
+    linear_backward_weight_op(dy, x, second);
+    BOOST_TEST(bit_equal(first, second));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(wrong_shapes_are_refused) {
+  const at::Tensor x = random_tensor({4, 8}, at::kFloat, 127), w = random_tensor({3, 8}, at::kFloat, 128);
+  BOOST_CHECK_THROW(linear_forward_op(x, random_tensor({3, 7}, at::kFloat, 129)), Error);
+  BOOST_CHECK_THROW(linear_forward_op(x, w, random_tensor({4}, at::kFloat, 130)), Error);
+  BOOST_CHECK_THROW(linear_forward_op(x.to(at::kBFloat16), w), Error);
+  at::Tensor accum = random_tensor({8, 3}, at::kFloat, 131);
+  BOOST_CHECK_THROW(linear_backward_weight_op(random_tensor({4, 3}, at::kFloat, 132), x, accum), Error);
+}
+
+}  // namespace
+}  // namespace hearth

@@ -1,0 +1,124 @@
+// RMSNorm against its fp64 reference. Rows straddle the rows of a block (8) and of a gradient tile; columns
+// straddle the 16-byte vector (8), one warp-wide load (256), the register-cached width and the unaligned
+// scalar path.
+#include "kernels/reference/rms_norm.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
+
+#include "kernels/rms_norm_op.h"
+#include "tests/kernels/kernel_test_support.h"
+
+namespace hearth {
+namespace {
+
+using namespace kernels;
+using namespace testing;
+namespace bdata = boost::unit_test::data;
+constexpr double kEps = 1e-6;
+
+BOOST_DATA_TEST_CASE(forward_is_as_accurate_as_plain_arithmetic,
+                     bdata::make({1, 7, 8, 9, 33}) *
+                         bdata::make({1, 7, 8, 64, 128, 248, 256, 257, 264, 1001, 4104}),
+                     rows, cols) {
+  for_each_dtype([&]<class T>(at::ScalarType dtype) {
+    const at::Tensor x = random_tensor({rows, cols}, dtype, 17), w = random_tensor({cols}, dtype, 18);
+    const auto want = reference::rms_norm_forward(values<double>(x), values<double>(w), kEps);
+    const auto plain = reference::rms_norm_forward(values<T>(x), values<T>(w), kEps);
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      const auto got = rms_norm_forward_op(x, w, kEps, path);
+      check_close("y", got.y, plain.y, want.y);
+      check_close("rstd", got.rstd, std::vector<float>(plain.rstd.begin(), plain.rstd.end()), want.rstd);
+    }
+  });
+}
+
+BOOST_DATA_TEST_CASE(backward_is_as_accurate_as_plain_arithmetic,
+                     bdata::make({1, 8, 9, 70}) * bdata::make({1, 7, 8, 64, 128, 256, 257, 264, 1001, 4104}),
+                     rows, cols) {
+  for_each_dtype([&]<class T>(at::ScalarType dtype) {
+    const at::Tensor x = random_tensor({rows, cols}, dtype, 17), w = random_tensor({cols}, dtype, 18);
+    const at::Tensor dy = random_tensor({rows, cols}, dtype, 19);
+    const at::Tensor before = random_tensor({cols}, at::kFloat, 20);
+    auto want = reference::rms_norm_backward(values<double>(dy), values<double>(x), values<double>(w), kEps);
+    auto plain = reference::rms_norm_backward(values<T>(dy), values<T>(x), values<T>(w), kEps);
+    const auto start = values<float>(before);
+    for (size_t c = 0; c < start.size(); ++c) want.dw[c] += start[c], plain.dw[c] += start[c];
+    const at::Tensor rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      at::Tensor dw = before.clone();
+      const at::Tensor dx = rms_norm_backward_op(dy, x, w, rstd, dw, {}, path);
+      check_close("dx", dx, plain.dx, want.dx);
+      check_close("dw", dw, std::vector<float>(plain.dw.begin(), plain.dw.end()), want.dw);
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(heads_of_a_fused_qkv_view_equal_their_contiguous_copy) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor qkv = random_tensor({5, 9 * 64}, dtype, 21);
+    const at::Tensor view = qkv.narrow(1, 2 * 64, 3 * 64).view({5, 3, 64}), copy = view.contiguous();
+    const at::Tensor w = random_tensor({64}, dtype, 22), dy = random_tensor({5, 3, 64}, dtype, 23);
+    const auto a = rms_norm_forward_op(view, w, kEps), b = rms_norm_forward_op(copy.view({15, 64}), w, kEps);
+    BOOST_TEST(bit_equal(a.y.view({15, 64}), b.y));
+    at::Tensor dw_a = at::zeros({64}, w.options().dtype(at::kFloat)), dw_b = dw_a.clone();
+    const at::Tensor dx_a = rms_norm_backward_op(dy, view, w, a.rstd, dw_a);
+    const at::Tensor dx_b = rms_norm_backward_op(dy.view({15, 64}), copy.view({15, 64}), w, b.rstd, dw_b);
+    BOOST_TEST(bit_equal(dx_a.view({15, 64}), dx_b));
+    BOOST_TEST(bit_equal(dw_a, dw_b));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(residual_gradient_is_added_before_the_only_rounding) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({9, 264}, dtype, 24), w = random_tensor({264}, dtype, 25);
+    const at::Tensor dy = random_tensor({9, 264}, dtype, 26), residual = random_tensor({9, 264}, dtype, 27);
+    const at::Tensor rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    at::Tensor none;
+    const at::Tensor got = rms_norm_backward_op(dy, x, w, rstd, none, residual);
+    const at::Tensor want = rms_norm_backward_op(dy, x, w, rstd, none, residual, KernelPath::Plain);
+    const double ulp = dtype == at::kFloat ? 0x1p-22 : 0x1p-8;  // both round once; sums differ in order
+    const Diff diff = compare(got, want, ulp * compare(want, want, 0).largest_want);
+    BOOST_TEST(diff.ok(), diff);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(repeats_and_thread_counts_give_the_same_bits) {
+  const at::Tensor x = random_tensor({300, 520}, at::kFloat, 28), w = random_tensor({520}, at::kFloat, 29);
+  const at::Tensor dy = random_tensor({300, 520}, at::kFloat, 30);
+  std::vector<at::Tensor> dx, dw;
+  const int threads = at::get_num_threads();
+  for (const int count : {1, 2, 2}) {
+    at::set_num_threads(count);
+    const at::Tensor rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    dw.push_back(at::zeros({520}, w.options()));
+    dx.push_back(rms_norm_backward_op(dy, x, w, rstd, dw.back()));
+  }
+  at::set_num_threads(threads);
+  BOOST_TEST((bit_equal(dx[0], dx[1]) && bit_equal(dx[1], dx[2])));
+  BOOST_TEST((bit_equal(dw[0], dw[1]) && bit_equal(dw[1], dw[2])));
+}
+
+BOOST_AUTO_TEST_CASE(reference_backward_is_the_derivative_of_reference_forward) {
+  const std::vector<double> x = random_values(3 * 5, 31), w = random_values(5, 32),
+                            dy = random_values(3 * 5, 33);
+  const auto gradients = reference::rms_norm_backward(dy, x, w, kEps);
+  check_gradient(
+      "dx", [&](const auto& v) { return weighted_sum(dy, reference::rms_norm_forward(v, w, kEps).y); }, x,
+      gradients.dx);
+  check_gradient(
+      "dw", [&](const auto& v) { return weighted_sum(dy, reference::rms_norm_forward(x, v, kEps).y); }, w,
+      gradients.dw);
+}
+
+BOOST_AUTO_TEST_CASE(wrong_shapes_and_types_are_refused) {
+  const at::Tensor x = random_tensor({4, 8}, at::kFloat, 34), w = random_tensor({8}, at::kFloat, 35);
+  BOOST_CHECK_THROW(rms_norm_forward_op(x, random_tensor({7}, at::kFloat, 36), kEps), Error);
+  BOOST_CHECK_THROW(rms_norm_forward_op(x, w.to(at::kBFloat16), kEps), Error);
+  BOOST_CHECK_THROW(rms_norm_forward_op(x.to(at::kDouble), w.to(at::kDouble), kEps), Error);
+  BOOST_CHECK_THROW(rms_norm_forward_op(x.t(), random_tensor({4}, at::kFloat, 37), kEps), Error);
+  BOOST_CHECK_THROW(rms_norm_forward_op(x, w, -1.0), Error);
+}
+
+}  // namespace
+}  // namespace hearth
