@@ -9,7 +9,8 @@
 
 namespace hearth {
 
-bool ControlPlane::vote(bool mine, std::string_view reason, std::string_view site, std::vector<std::string>* reasons) {
+bool ControlPlane::vote(bool mine, std::string_view reason, std::string_view site,
+                        std::vector<std::string>* reasons) {
   const auto answers = all_gather(mine ? "y" : "n" + std::string(reason), site);
   bool all = true;
   for (size_t r = 0; r < answers.size(); ++r) {
@@ -25,7 +26,8 @@ void ControlPlane::require_same(std::string_view what, std::string_view mine, st
   // The value of most ranks is the expected one; a tie goes to the lower rank.
   const std::string* expected = &all[0];
   for (const auto& value : all)
-    if (std::count(all.begin(), all.end(), value) > std::count(all.begin(), all.end(), *expected)) expected = &value;
+    if (std::count(all.begin(), all.end(), value) > std::count(all.begin(), all.end(), *expected))
+      expected = &value;
   std::string odd;
   for (size_t r = 0; r < all.size(); ++r)
     if (all[r] != *expected) odd += fmt::format("{}rank {} has '{}'", odd.empty() ? "" : ", ", r, all[r]);
@@ -34,7 +36,8 @@ void ControlPlane::require_same(std::string_view what, std::string_view mine, st
 
 int64_t ControlPlane::all_reduce_max(int64_t mine, std::string_view site) {
   int64_t most = mine;
-  for (const auto& text : all_gather(std::to_string(mine), site)) most = std::max<int64_t>(most, std::stoll(text));
+  for (const auto& text : all_gather(std::to_string(mine), site))
+    most = std::max<int64_t>(most, std::stoll(text));
   return most;
 }
 
@@ -56,9 +59,17 @@ class SingleControlPlane final : public ControlPlane {
   int local_rank() const override { return 0; }
   int local_world_size() const override { return 1; }
   const std::string& host() const override { return host_; }
-  std::vector<std::string> all_gather(std::string_view mine, std::string_view) override { return {std::string(mine)}; }
-  std::string broadcast(std::string_view from_root, std::string_view, int) override { return std::string(from_root); }
+  std::vector<std::string> all_gather(std::string_view mine, std::string_view) override {
+    return {std::string(mine)};
+  }
+  std::string broadcast(std::string_view from_root, std::string_view, int) override {
+    return std::string(from_root);
+  }
   void barrier(std::string_view) override {}
+  void set_timeout(double) override {}
+  FailureMeeting meet_after_error(std::string_view, double) override {
+    return {.all_failed = true, .speak = true};
+  }
   [[noreturn]] void abort(int code) override { ::_exit(code); }
 
  private:
@@ -66,6 +77,8 @@ class SingleControlPlane final : public ControlPlane {
 };
 }  // namespace
 
-std::unique_ptr<ControlPlane> make_single_control_plane() { return std::make_unique<SingleControlPlane>(); }
+std::unique_ptr<ControlPlane> make_single_control_plane() {
+  return std::make_unique<SingleControlPlane>();
+}
 
 }  // namespace hearth

@@ -1,0 +1,70 @@
+// How a process becomes a rank, and how a job ends. start_job() decides between MPI and a single rank from
+// environment values that launch hands in (nothing here reads the environment); make_comm() builds the Comm
+// of a group of ranks; run_job() is the frame that launch puts around a verb so that no rank hangs when one
+// fails. A bootstrap over TCP, for Slurm without PMIx, will come behind the same functions. Main thread only.
+// Order of life: Job, then Comms, then Works; destroy in the opposite order.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "parallel/comm.h"
+#include "parallel/control_plane.h"
+#include "parallel/flight_recorder.h"
+
+namespace hearth {
+
+// Values of environment variables; nullopt where a variable is not set.
+struct LaunchEnvironment {
+  std::optional<std::string> ompi_comm_world_size;  // OMPI_COMM_WORLD_SIZE: under mpirun (Open MPI)
+  std::optional<std::string> pmix_rank;             // PMIX_RANK: under mpirun or srun --mpi=pmix
+  std::optional<std::string> pmi_size;  // PMI_SIZE: under srun --mpi=pmi2, or another MPI's mpirun
+  std::optional<std::string> slurm_step_num_tasks;  // SLURM_STEP_NUM_TASKS: under srun of any kind
+
+  // Fills the fields; `get` returns null for a variable that is not set (std::getenv does).
+  static LaunchEnvironment read(const std::function<const char*(const char*)>& get);
+};
+
+struct JobOptions {
+  double timeout_s = 300;  // deadline of the control plane's calls and default of every Comm
+  // Called before the process is ended from a place that cannot throw (the NCCL watchdog thread): writes the
+  // end record and the log. Afterwards the process ends with the exit code of the error's kind. May be empty.
+  std::function<void(const Error&, const FlightRecorder&)> on_fatal;
+};
+
+struct Job {
+  JobOptions options;
+  std::unique_ptr<FlightRecorder> recorder;
+  std::unique_ptr<ControlPlane> control;
+  std::string launcher;  // "single", "mpirun" or "srun (PMIx)": for logs
+};
+
+// Throws Error{Config} where the launcher started several tasks that MPI could not join into one job.
+Job start_job(const LaunchEnvironment& environment, JobOptions options);
+
+struct CommOptions {
+  std::string group;       // "dp", "world": for messages
+  std::vector<int> ranks;  // global ranks in group order; this rank is among them
+  // Device ordinal that holds the buffers, for NCCL; nullopt: host memory, for MPI. The same kind on all
+  // ranks.
+  std::optional<int> cuda_device;
+  std::optional<double> timeout_s;  // default: JobOptions
+};
+
+// Collective over the job: every rank calls it with its own group, groups of one call are disjoint.
+// A group of one rank gets a Comm that only copies.
+std::unique_ptr<Comm> make_comm(Job& job, const CommOptions& options);
+
+// Starts the job, runs `body`, and ends the job without a hang. Returns the exit code.
+// An Error of `body` is given to `report` on the lowest rank that has it. If every rank failed within two
+// seconds all return the code of their own error; otherwise the failing rank ends the whole job with
+// MPI_Abort (does not return).
+int run_job(const LaunchEnvironment& environment, JobOptions options, const std::function<int(Job&)>& body,
+            const std::function<void(const Error&)>& report);
+
+}  // namespace hearth

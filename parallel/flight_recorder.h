@@ -1,0 +1,63 @@
+// The last calls between ranks, kept so that a hang can be explained: what is pending here, since when, and
+// what finished last. One per process, shared by the control plane and every Comm. Thread-safe: the NCCL
+// watchdog reads while the main thread writes. Memory is bounded by `capacity` entries; an entry that is
+// still pending when its place is needed again is forgotten. The idea is that of the flight recorders of
+// PyTorch's ProcessGroupNCCL and of MegaScale (Jiang et al. 2024).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/dtype.h"
+
+namespace hearth {
+
+class FlightRecorder {
+ public:
+  using Clock = std::chrono::steady_clock;
+  struct Call {
+    std::string_view op;     // "all_reduce"
+    std::string_view site;   // "grad.bucket3"
+    std::string_view group;  // "dp"
+    uint64_t seq = 0;        // number of the call within its group: equal on all ranks of the group
+    int64_t size_bytes = 0;
+    DType dtype = DType::U8;
+  };
+  enum class State { Pending, Done, Failed };
+  struct Entry {
+    uint64_t id = 0;  // counts all calls of this process from 1
+    std::string op, site, group;
+    uint64_t seq = 0;
+    int64_t size_bytes = 0;
+    DType dtype = DType::U8;
+    State state = State::Pending;
+    Clock::time_point begun, ended;
+  };
+
+  explicit FlightRecorder(size_t capacity = 2048);
+  FlightRecorder(const FlightRecorder&) = delete;
+  FlightRecorder& operator=(const FlightRecorder&) = delete;
+
+  uint64_t begin(const Call& call);  // returns the id that end() and fail() take
+  void end(uint64_t id) { close(id, State::Done); }
+  void fail(uint64_t id) { close(id, State::Failed); }
+
+  // One text, oldest first: "all_reduce grad.bucket3 (group dp, call 412, 1048576 bytes bf16, 2.0 s); ...
+  // last finished: ...".
+  std::string describe_pending() const;
+  // One line per entry, oldest first, times in seconds relative to the newest begin.
+  std::string dump() const;
+  std::vector<Entry> entries() const;  // oldest first
+
+ private:
+  void close(uint64_t id, State state);
+  mutable std::mutex mutex_;
+  std::vector<Entry> ring_;
+  uint64_t last_id_ = 0;
+};
+
+}  // namespace hearth
