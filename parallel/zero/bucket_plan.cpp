@@ -1,62 +1,103 @@
 #include "parallel/zero/bucket_plan.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
 
 namespace hearth {
 namespace {
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return checked_add(value, multiple - 1) / multiple * multiple;
+}
+
+int64_t total(const BucketGroup& group) {
+  int64_t sum = 0;
+  for (const auto& p : group.parameters) sum = checked_add(sum, p.count);
+  return sum;
+}
+
+void check(const std::vector<BucketGroup>& groups, int64_t target_count, int64_t dp_size) {
+  HEARTH_REQUIRE(target_count >= 1, "bucket plan: target of {} elements, expected >= 1", target_count);
+  HEARTH_REQUIRE(dp_size >= 1, "bucket plan: dp_size {}, expected >= 1", dp_size);
+  for (const auto& group : groups)
+    for (const auto& p : group.parameters)
+      HEARTH_REQUIRE(p.count >= 1, "bucket plan: parameter {} has {} elements, expected >= 1", p.name,
+                     p.count);
+}
+
+// Lays groups [first, last) out at `begin`, in forward order.
+Bucket lay_out(const std::vector<BucketGroup>& groups, size_t first, size_t last, int64_t first_parameter,
+               int64_t begin, BucketPlan& plan) {
+  Bucket bucket;
+  const auto number = static_cast<int64_t>(plan.buckets.size());
+  int64_t index = first_parameter;
+  for (size_t g = first; g < last; ++g) {
+    bucket.used = round_up(bucket.used, kBucketAlignment);
+    for (const auto& p : groups[g].parameters) {
+      plan.places[static_cast<size_t>(index)] = {.bucket = number, .offset = bucket.used, .count = p.count};
+      bucket.parameters.push_back(index++);
+      bucket.used += p.count;
+    }
+  }
+  bucket.arena = {begin,
+                  checked_add(begin, round_up(bucket.used, checked_mul(plan.dp_size, kBucketAlignment)))};
+  return bucket;
+}
+
 }  // namespace
 
-ElementRange BucketPlan::shard(int64_t bucket_index, int64_t rank) const {
-  const ElementRange whole = buckets.at(static_cast<size_t>(bucket_index));
-  const int64_t share = whole.size() / data_parallel_size;
-  return {whole.begin + rank * share, whole.begin + (rank + 1) * share};
-}
-
-ElementRange BucketPlan::intersection(int64_t parameter, ElementRange range) const {
-  const auto i = static_cast<size_t>(parameter);
-  const int64_t begin = std::max(offset[i], range.begin), end = std::min(offset[i] + size[i], range.end);
-  if (begin >= end) return {};
-  return {begin - offset[i], end - offset[i]};
-}
-
-BucketPlan make_bucket_plan(const std::vector<std::vector<int64_t>>& groups, int64_t data_parallel_size,
-                            int64_t bucket_elements) {
-  HEARTH_REQUIRE(data_parallel_size > 0 && bucket_elements > 0, "bucket plan: {} ranks, {} elements a bucket",
-                 data_parallel_size, bucket_elements);
+BucketPlan plan_buckets(const std::vector<BucketGroup>& groups, int64_t target_count, int64_t dp_size) {
+  check(groups, target_count, dp_size);
   BucketPlan plan;
-  plan.data_parallel_size = data_parallel_size;
-  size_t parameters = 0;
-  for (const auto& group : groups) parameters += group.size();
-  plan.offset.resize(parameters);
-  plan.size.resize(parameters);
-  plan.bucket.resize(parameters);
-  ElementRange open;
-  const auto close = [&] {
-    open.end = open.begin + round_up(open.size(), data_parallel_size * kArenaAlignment);
-    plan.buckets.push_back(open);
-    open = {open.end, open.end};
-  };
-  size_t next = parameters;  // one past the last parameter of the group at hand
-  for (auto group = groups.rbegin(); group != groups.rend(); ++group) {
-    next -= group->size();
-    int64_t cursor = round_up(open.end, kArenaAlignment);
-    for (size_t member = 0; member < group->size(); ++member) {
-      HEARTH_REQUIRE((*group)[member] > 0, "parameter {} has {} elements", next + member, (*group)[member]);
-      plan.offset[next + member] = cursor;
-      plan.size[next + member] = (*group)[member];
-      plan.bucket[next + member] = static_cast<int64_t>(plan.buckets.size());
-      cursor += (*group)[member];
+  plan.dp_size = dp_size;
+  for (const auto& group : groups)
+    for (const auto& p : group.parameters) plan.names.push_back(p.name);
+  plan.places.resize(plan.names.size());
+  auto first_parameter = static_cast<int64_t>(plan.names.size());
+  for (size_t last = groups.size(); last > 0;) {
+    size_t first = last;
+    int64_t count = 0;
+    while (first > 0 && count < target_count) {
+      --first;
+      count = checked_add(count, round_up(total(groups[first]), kBucketAlignment));
+      first_parameter -= static_cast<int64_t>(groups[first].parameters.size());
     }
-    open.end = cursor;
-    if (open.size() >= bucket_elements) close();
+    if (count > 0)  // groups without parameters make no bucket
+      plan.buckets.push_back(lay_out(groups, first, last, first_parameter, plan.arena_count(), plan));
+    last = first;
   }
-  if (open.size() > 0) close();
-  plan.total = open.begin;
   return plan;
+}
+
+ElementRange BucketPlan::shard(int64_t bucket, int64_t dp_rank) const {
+  HEARTH_REQUIRE(
+      bucket >= 0 && bucket < static_cast<int64_t>(buckets.size()) && dp_rank >= 0 && dp_rank < dp_size,
+      "bucket plan: no shard of bucket {} for rank {} among {} buckets and {} ranks", bucket, dp_rank,
+      buckets.size(), dp_size);
+  const ElementRange arena = buckets[static_cast<size_t>(bucket)].arena;
+  const int64_t count = arena.count() / dp_size;
+  return {arena.begin + dp_rank * count, arena.begin + (dp_rank + 1) * count};
+}
+
+ElementRange BucketPlan::parameter(int64_t index) const {
+  const ParameterPlace& place = places[static_cast<size_t>(index)];
+  const int64_t begin = buckets[static_cast<size_t>(place.bucket)].arena.begin + place.offset;
+  return {begin, begin + place.count};
+}
+
+std::vector<ShardPiece> BucketPlan::pieces(int64_t bucket, int64_t dp_rank) const {
+  const ElementRange mine = shard(bucket, dp_rank);
+  std::vector<ShardPiece> out;
+  for (const int64_t index : buckets[static_cast<size_t>(bucket)].parameters) {
+    const ElementRange whole = parameter(index);
+    const ElementRange common{std::max(whole.begin, mine.begin), std::min(whole.end, mine.end)};
+    if (common.empty()) continue;
+    out.push_back({.parameter = index,
+                   .in_parameter = {common.begin - whole.begin, common.end - whole.begin},
+                   .offset_in_shard = common.begin - mine.begin});
+  }
+  return out;
 }
 
 }  // namespace hearth
