@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/file_system.h"
+#include "data/open_files.h"
 #include "data/shard.h"
 
 namespace hearth {
@@ -70,6 +71,7 @@ class Dataset {
   DatasetManifest manifest_;
   std::string digest_;
   int64_t num_tokens_ = 0, num_documents_ = 0;
+  std::unique_ptr<OpenFiles> files_;  // before shards_, which use it
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<int64_t> first_document_;  // [num_shards] global index of each shard's first document
 };

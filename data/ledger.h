@@ -11,7 +11,10 @@
 #include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "data/permutation.h"
 
 namespace hearth {
 
@@ -84,15 +87,42 @@ int64_t pool_size(const DatasetLedger& dataset, std::span<const LedgerGeneration
 // Records that `windows` more windows of the dataset were used.
 void advance(DatasetLedger& dataset, int64_t windows);
 
-// Window number (in shard order) at `position` of generation `generation` of an epoch.
-int64_t locate_window(const DatasetLedger& dataset, uint64_t seed, int64_t epoch,
-                      std::span<const LedgerGeneration> generations, size_t generation, int64_t position);
-// The window that the dataset gives `ahead` windows after the ledger's point.
-struct WindowPosition {
-  int64_t epoch = 0;
-  int64_t window = 0;
+// Position -> window for one epoch: the chain of its generations, resolved. Thread-safe once built.
+class EpochWindows {
+ public:
+  EpochWindows(const DatasetLedger& dataset, uint64_t seed, int64_t epoch,
+               std::span<const LedgerGeneration> generations);
+  // Window number (in shard order) at `position` of generation `generation`; 0 <= position <
+  // pool(generation).
+  int64_t window(size_t generation, int64_t position) const;
+  int64_t pool(size_t generation) const { return links_.at(generation).permutation.size(); }
+
+ private:
+  struct Link {
+    Permutation permutation;  // of the pool: what the previous generation left, then the new windows
+    int64_t left_over;        // pool entries that come from the previous generation
+    int64_t previous_used;    // position in the previous generation at which its rest begins
+    int64_t first_new;        // window number of the first new window
+  };
+  std::vector<Link> links_;
 };
-WindowPosition window_ahead(const DatasetLedger& dataset, uint64_t seed, int64_t ahead);
+
+// What a dataset gives from the ledger's point on. Thread-safe once built.
+class DatasetCursor {
+ public:
+  DatasetCursor(const DatasetLedger& dataset, uint64_t seed);
+  struct Position {
+    int64_t epoch = 0;
+    int64_t window = 0;  // in shard order
+  };
+  Position ahead(int64_t windows) const;  // `windows` >= 0 windows after the ledger's point
+
+ private:
+  DatasetLedger dataset_;
+  uint64_t seed_;
+  EpochWindows current_;
+  int64_t total_windows_;
+};
 
 // Proof: walks everything that the ledger says was used. Throws Error{Corrupt} naming dataset, epoch and
 // window at the first window that came twice or, in a finished epoch, not at all, and where the mixture's

@@ -73,7 +73,9 @@ class SampleStream {
   StreamOptions options_;
   DataLedger ledger_;
   Blend blend_;
-  std::vector<size_t> ledger_index_;               // [datasets] entry of ledger_.datasets
+  std::vector<size_t> ledger_index_;     // [datasets] entry of ledger_.datasets
+  std::vector<int64_t> blended_before_;  // [datasets] samples of the current mixture before first_sample()
+  std::vector<DatasetCursor> cursors_;   // [datasets]
   std::vector<std::vector<int64_t>> window_ends_;  // [datasets][shards] running sums of windows
 };
 

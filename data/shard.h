@@ -5,13 +5,12 @@
 // Shard.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/file_system.h"
@@ -54,10 +53,14 @@ struct ShardAttributes {
   bool operator==(const ShardAttributes&) const = default;
 };
 
+class OpenFiles;
+struct ShardLayout;
+
 class Shard {
  public:
   // Checks the file's size and metadata digest. `directory`/info.file must be a regular file, not a link.
-  static std::unique_ptr<Shard> open(FileSystem& fs, const std::string& directory, const ShardInfo& info,
+  // `files` opens it and must outlive the shard.
+  static std::unique_ptr<Shard> open(OpenFiles& files, const std::string& directory, const ShardInfo& info,
                                      const ShardAttributes& expected);
   ~Shard();
 
@@ -65,7 +68,7 @@ class Shard {
   const std::string& path() const { return path_; }
   int64_t num_tokens() const { return info_.num_tokens; }
   int64_t num_documents() const { return info_.num_documents; }
-  int64_t num_blocks() const;
+  int64_t num_blocks() const { return (info_.tokens.size_bytes + kTokenBlockBytes - 1) / kTokenBlockBytes; }
 
   // Tokens [first, first + out.size()). A block is checked against its digest the first time this process
   // reads it, ids against the vocabulary every time; Error{BadInput} names shard and block.
@@ -78,26 +81,34 @@ class Shard {
   // Token range [begin, end) of document `index`.
   std::pair<int64_t, int64_t> document_range(int64_t index) const;
 
-  // Full check for `verify`: file digest, every block digest, every id, document offsets. Reads the whole
+  // Full check for `verify`: every block digest and id, document offsets, the file's digest. Reads the whole
   // file.
   void verify_all() const;
 
  private:
-  Shard(FileSystem& fs, std::string path, const ShardInfo& info, const ShardAttributes& expected);
-  class Offsets;
-  struct OpenOnce;
-  const OpenOnce& ready() const;  // opens through HDF5 at first use
-  const Offsets& document_offsets() const;
+  struct Lazy;  // what is read at first use: layout, digests, sparse index of boundaries
+  Shard(OpenFiles& files, std::string path, const ShardInfo& info, const ShardAttributes& expected);
+  const Lazy& opened() const;
+  const Lazy& indexed() const;
+  void open_layout() const;
+  void index_offsets(const ByteExtent& extent, std::vector<uint64_t>& sparse, std::string* digest) const;
+  void append_starts(const ByteExtent& extent, const std::vector<uint64_t>& sparse, int64_t first,
+                     int64_t count, std::vector<int32_t>& out) const;
   void check_block(int64_t block, std::span<const std::byte> bytes) const;
-  void read_raw_tokens(int64_t first, std::span<std::byte> out) const;
-  std::string metadata_digest() const;
+  void read_token_bytes(int64_t offset, std::span<std::byte> out) const;
+  void read_at(int64_t offset, std::span<std::byte> out) const;
 
-  FileSystem& fs_;
+  OpenFiles& files_;
   std::string path_;
   ShardInfo info_;
   ShardAttributes expected_;
-  std::unique_ptr<ReadableFile> file_;
-  std::unique_ptr<OpenOnce> once_;
+  std::unique_ptr<Lazy> lazy_;
 };
+
+// XXH3-128 of the bytes of `file` that lie in none of the arrays of `info`. Throws Error{BadInput} for
+// extents that overlap, leave the file, or leave more than 16 MiB over.
+std::string shard_metadata_digest(const ReadableFile& file, const ShardInfo& info, const std::string& path);
+// XXH3-128 of a whole file, read in pieces.
+std::string file_digest(const ReadableFile& file);
 
 }  // namespace hearth
