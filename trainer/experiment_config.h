@@ -31,12 +31,17 @@ struct ModelSection : ModelConfig {
       "start at step 0 from the weights of this checkpoint, run folder or HF directory; null = random");
     ModelConfig::visit(v);
   }
+  // No size is given and init_from is: the shape comes from there, which launch fills in.
+  bool shape_is_open() const {
+    return init_from && hidden_size == 0 && intermediate_size == 0 && num_hidden_layers == 0 &&
+           num_attention_heads == 0;
+  }
   // vocab_size 0 passes: it means the size of the tokenizer of data.train, which launch fills in.
   void validate(ConfigErrors& e) const {
     ModelConfig shape = *this;
     e.require(vocab_size >= 0, "vocab_size", "must be >= 0 (0 = the tokenizer's size), got {}", vocab_size);
     if (vocab_size <= 0) shape.vocab_size = 1;  // named above already, or to be filled in
-    shape.validate(e);
+    if (!shape_is_open()) shape.validate(e);
     e.require(!init_from || !init_from->empty(), "init_from", "must name a model or be null");
   }
 };

@@ -126,7 +126,6 @@ void Trainer::point(std::string_view name) {
 }
 
 Trainer::StepTotals Trainer::sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm) {
-  const auto options = at::TensorOptions(in_.device).dtype(at::kDouble);
   const double stop = in_.stop_requested && in_.stop_requested() ? 1.0 : 0.0;
   at::Tensor host = at::tensor({static_cast<double>(valid_tokens), stop}, at::kDouble);
   at::Tensor totals = at::cat({loss_sum.to(at::kDouble).view({1}), squared_norm.view({1}), host.to(in_.device)});

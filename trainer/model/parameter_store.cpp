@@ -35,15 +35,12 @@ int64_t storage_rows(const ParameterSpec& spec) {
   return is_vocabulary_table(spec.name) ? (rows + kVocabPadding - 1) / kVocabPadding * kVocabPadding : rows;
 }
 
-std::vector<std::vector<int64_t>> storage_groups(const std::vector<ParameterSpec>& specs) {
-  std::vector<std::vector<int64_t>> groups;
+std::vector<BucketGroup> storage_groups(const std::vector<ParameterSpec>& specs) {
+  std::vector<BucketGroup> groups;
   for (size_t i = 0; i < specs.size(); ++i) {
+    if (i == 0 || !same_group(specs[i - 1].name, specs[i].name)) groups.emplace_back();
     const int64_t elements = specs[i].numel() / specs[i].shape[0] * storage_rows(specs[i]);
-    if (i > 0 && same_group(specs[i - 1].name, specs[i].name)) {
-      groups.back().push_back(elements);
-    } else {
-      groups.push_back({elements});
-    }
+    groups.back().parameters.push_back({specs[i].name, elements});
   }
   return groups;
 }
@@ -79,15 +76,15 @@ DType dtype_of(const at::Tensor& tensor) {
 ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Device device, WithGradients gradients,
                                int64_t data_parallel_size, int64_t bucket_elements) {
   const auto specs = parameter_specs(config);
-  plan_ = make_bucket_plan(storage_groups(specs), data_parallel_size, bucket_elements);
-  arena_ = at::zeros({plan_.total}, at::TensorOptions(device).dtype(torch_dtype(dtype)));
+  plan_ = plan_buckets(storage_groups(specs), bucket_elements, data_parallel_size);
+  arena_ = at::zeros({plan_.arena_count()}, at::TensorOptions(device).dtype(torch_dtype(dtype)));
   if (gradients == WithGradients::Yes)
-    grad_arena_ = at::zeros({plan_.total}, at::TensorOptions(device).dtype(at::kFloat));
+    grad_arena_ = at::zeros({plan_.arena_count()}, at::TensorOptions(device).dtype(at::kFloat));
   for (size_t i = 0; i < specs.size(); ++i) {
     Parameter p;
     p.spec = specs[i];
-    p.offset = plan_.offset[i];
-    p.storage = plan_.size[i];
+    p.offset = plan_.parameter(static_cast<int64_t>(i)).begin;
+    p.storage = plan_.places[i].count;
     auto padded_shape = p.spec.shape;
     padded_shape[0] = storage_rows(p.spec);
     p.weight = view(arena_, p.offset, p.spec.shape);

@@ -49,8 +49,8 @@ class ParameterStore {
   at::Tensor fused_weight(const std::string& first, const std::string& last) const;
   at::Tensor fused_main_grad(const std::string& first, const std::string& last) const;
 
-  at::Tensor& arena() { return arena_; }            // [plan.total], parameter dtype
-  at::Tensor& grad_arena() { return grad_arena_; }  // [plan.total], fp32
+  at::Tensor& arena() { return arena_; }            // [plan.arena_count()], parameter dtype
+  at::Tensor& grad_arena() { return grad_arena_; }  // [plan.arena_count()], fp32
 
   // Draws every weight from the counter-based generator: a pure function of (seed, name, element).
   void initialize(uint64_t seed);

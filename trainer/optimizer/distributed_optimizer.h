@@ -61,20 +61,20 @@ class DistributedOptimizer {
   bool masters_are_finite() const;
 
  private:
-  struct Bucket {
+  struct BucketState {
     ElementRange whole, owned;       // of the arena
-    at::Tensor master, exp_avg, exp_avg_sq;  // fp32 [owned.size()]
+    at::Tensor master, exp_avg, exp_avg_sq;  // fp32 [owned.count()]
     at::Tensor no_decay_ranges;      // int64 [R, 2], relative to owned.begin
     int64_t pending = 0;             // gradients still to come
     WorkPtr reduction;
   };
-  void reduce(Bucket& bucket, size_t index);
+  void reduce(BucketState& bucket, size_t index);
   void gather_parameters();
   at::Tensor no_decay_ranges(ElementRange owned) const;
   // Calls visit(parameter, element range within it, bucket, offset within bucket.owned) for a range of every bucket.
-  void for_each_part(const std::function<ElementRange(const Bucket&, int64_t)>& range_of,
-                     const std::function<void(int64_t, ElementRange, const Bucket&, int64_t)>& visit) const;
-  void load_into(const std::string& prefix, const TensorSource& source, at::Tensor Bucket::*buffer);
+  void for_each_part(const std::function<ElementRange(const BucketState&, int64_t)>& range_of,
+                     const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const;
+  void load_into(const std::string& prefix, const TensorSource& source, at::Tensor BucketState::*buffer);
 
   OptimizerConfig config_;
   ParameterStore& parameters_;
@@ -83,7 +83,7 @@ class DistributedOptimizer {
   bool separate_masters_;  // the model computes in another dtype than fp32
   bool last_micro_batch_ = false;
   int64_t num_updates_ = 0;
-  std::vector<Bucket> buckets_;
+  std::vector<BucketState> buckets_;
   std::vector<int64_t> left_;  // per parameter: reports still to come
 };
 
