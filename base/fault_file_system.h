@@ -33,10 +33,9 @@ std::string_view name(FileOp op);
 
 struct FileFault {
   FileOp op = FileOp::Write;
-  int64_t nth = 1;  // counts calls of this kind from 1; every later call fails too if `lasting`
-  int error =
-      0;  // ENOSPC, EDQUOT, EIO, EINTR, EROFS, ESTALE, ...; 0 with `keep_bytes`: a torn write then EIO
-  int64_t keep_bytes = 0;  // Write: this many bytes reach the file before the failure
+  int64_t nth = 1;          // counts calls of this kind from 1; every later call fails too if `lasting`
+  int error = 0;            // ENOSPC, EDQUOT, EIO, EINTR, EROFS, ESTALE, ...
+  int64_t keep_bytes = -1;  // Write: >= 0 is a short write: so many bytes reach the file, then EIO
   bool lasting = false;
 };
 
@@ -82,6 +81,8 @@ class FaultFileSystem final : public FileSystem {
   int64_t step(FileOp op, const std::string& path);
   [[noreturn]] void fail_with(FileOp op, const std::string& path, int error);
   void record(FileRecord entry);
+  void note_sync(const std::string& path);
+  void note_failed_sync(const std::string& path);
 
   FileSystem& real_;
   Recording recording_;
@@ -93,12 +94,15 @@ class FaultFileSystem final : public FileSystem {
   std::vector<std::string> syncs_, failed_syncs_;
 };
 
-// Rebuilds under `root` (which replaces the prefix `recorded_root` of every path) one state that a crash
-// after the first `done` records may leave. Names are durable after the sync of their folder, bytes after the
-// sync of their file; everything later may or may not have reached the disk, which `keep(i)` decides per
-// record.
+// What became of an operation that was not yet durable.
+enum class Survives { No, Torn, Yes };  // Torn: the first half of a write; the same as No for names
+
+// Rebuilds under `root` (which stands for the prefix `recorded_root` of every path, and must be empty) one
+// state that a crash after the first `done` records may leave. Names are durable after the sync of their
+// folder, bytes after the sync of their file; anything else may have reached the disk in any order, which
+// `fate(i)` decides per record.
 void replay_crash_state(FileSystem& fs, const std::vector<FileRecord>& records, size_t done,
                         const std::string& recorded_root, const std::string& root,
-                        const std::function<bool(size_t record)>& keep);
+                        const std::function<Survives(size_t record)>& fate);
 
 }  // namespace hearth

@@ -17,6 +17,7 @@ namespace hearth {
 std::string checkpoint_name(int64_t step);  // "step_00001200"
 // Paths of <run>/checkpoints/step_*, newest first, verified or not. Empty where there is no such folder.
 std::vector<std::string> list_checkpoints(FileSystem& fs, const std::string& run_folder);
+std::vector<std::string> list_checkpoints_in(FileSystem& fs, const std::string& checkpoints_folder);
 bool is_checkpoint(FileSystem& fs, const std::string& path);  // holds a manifest.json
 bool is_run_folder(FileSystem& fs, const std::string& path);  // holds checkpoints/
 

@@ -21,7 +21,7 @@ struct RunDescription {
 };
 
 struct ResumeChange {
-  std::string key;  // of the configuration, or "data.train" (contents), "tokenizer", "mesh"
+  std::string key;  // of the configuration, or "data contents", "tokenizer", "mesh"
   std::string before, now;
   OnResume on_resume = OnResume::Frozen;
   bool confirmed = false;  // MustConfirm keys that --confirm named
@@ -32,9 +32,9 @@ struct ResumeChange {
 };
 
 // All differences, configuration first. Rules beside the keys' own classes:
-//   data digest differs        -> "data.train", MustConfirm (the ledger continues; nothing is repeated or
-//   skipped) tokenizer digest differs   -> "tokenizer", Frozen: the ids mean something else mesh differs ->
-//   "mesh", MayChange; losses then agree to rounding, no longer bit for bit
+//   * data digest differs: "data contents", MustConfirm by --confirm data.train (the ledger goes on);
+//   * tokenizer digest differs: "tokenizer", Frozen: the ids mean something else;
+//   * mesh differs: "mesh", MayChange; losses then agree to rounding, no longer bit for bit.
 // `confirmed` holds the keys of --confirm; naming a key that did not change is not an error.
 std::vector<ResumeChange> compare_for_resume(const RunDescription& before, const RunDescription& now,
                                              std::span<const std::string> confirmed);
