@@ -8,7 +8,8 @@
 #   and USR1 sent here (Ctrl-C too) become USR1, which mpirun forwards: the run saves and ends with code 75.
 #   A second INT or TERM does not wait: it is passed on as TERM.
 # * The exit status is mpirun's: that of the first rank that failed.
-# Can be sourced for run_ranks, which does the same and returns the status.
+# Can be sourced for run_ranks, which does the same, returns the status and leaves in run_ranks_notices how many
+# INT or TERM came.
 set -euo pipefail
 
 # Cores that this process may use, hardware threads of one core counted once.
@@ -57,10 +58,11 @@ run_ranks() {
   if command -v setpriv >/dev/null; then own_session+=(setpriv --pdeathsig KILL); fi
 
   "${own_session[@]}" mpirun "${mpirun_options[@]}" -np "$ranks" "$@" </dev/null &
-  local mpirun_pid=$! notices=0
+  local mpirun_pid=$!
+  run_ranks_notices=0
   trap 'kill -USR1 "$mpirun_pid" 2>/dev/null || true' USR1
-  trap 'notices=$((notices + 1))
-        if [ "$notices" = 1 ]; then
+  trap 'run_ranks_notices=$((run_ranks_notices + 1))
+        if [ "$run_ranks_notices" = 1 ]; then
           echo "event=notice action=\"saving at the next step boundary, then ending; once more to stop at once\"" >&2
           kill -USR1 "$mpirun_pid" 2>/dev/null || true
         else
@@ -78,7 +80,7 @@ run_ranks() {
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   if [ $# -lt 2 ] || ! [ "$1" -gt 0 ] 2>/dev/null; then
-    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
   fi
   run_ranks "$@"
