@@ -19,14 +19,16 @@ class IncrementalDecoder {
   // Ids that came before (a prompt), for context only: they yield no text.
   void prime(std::span<const int32_t> ids);
 
-  // The text that became certain with this id; often one token's text, sometimes empty. Always whole characters.
+  // The text that became certain with this id; often one token's text, sometimes empty. Always whole
+  // characters.
   std::string push(int32_t id);
 
   // What was held back, U+FFFD for an incomplete character. push may be called again afterwards.
   std::string finish();
 
  private:
-  std::string take(bool complete);  // complete: nothing more comes, so an open character is given out as it is
+  std::string take(
+      bool complete);  // complete: nothing more comes, so an open character is given out as it is
 
   const Tokenizer& tokenizer_;
   DecodeSpecial special_;
