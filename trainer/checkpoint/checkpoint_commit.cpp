@@ -117,10 +117,12 @@ TensorPiece TensorPiece::whole(std::string name, DType dtype, std::vector<int64_
 std::string to_text(const RankPart& part) {
   json files = json::array(), tensors = json::array();
   for (const auto& file : part.files) files.push_back({file.name, file.bytes, file.digest});
-  for (const auto& tensor : part.tensors)
-    for (const auto& slice : tensor.slices)
-      tensors.push_back({tensor.info.name, safetensors_name(tensor.info.dtype), tensor.info.shape, slice.file,
-                         slice.offset, slice.box.offset, slice.box.extent, slice.begin, slice.end});
+  for (const auto& tensor : part.tensors) {
+    json slices = json::array();
+    for (const auto& s : tensor.slices)
+      slices.push_back({s.file, s.offset, s.box.offset, s.box.extent, s.begin, s.end});
+    tensors.push_back({tensor.info.name, safetensors_name(tensor.info.dtype), tensor.info.shape, slices});
+  }
   return json{files, tensors}.dump();
 }
 
@@ -129,8 +131,9 @@ RankPart rank_part_from_text(std::string_view text) {
   RankPart part;
   for (const auto& f : root[0]) part.files.push_back({f[0], f[1], f[2]});
   for (const auto& t : root[1]) {
-    const TensorInfo info{t[0], *dtype_from_safetensors(t[1].get<std::string>()), t[2]};
-    part.tensors.push_back({info, {{t[3], t[4], {t[5], t[6]}, t[7], t[8]}}});
+    ManifestTensor tensor{{t[0], *dtype_from_safetensors(t[1].get<std::string>()), t[2]}, {}};
+    for (const auto& p : t[3]) tensor.slices.push_back({p[0], p[1], {p[2], p[3]}, p[4], p[5]});
+    part.tensors.push_back(std::move(tensor));
   }
   return part;
 }
