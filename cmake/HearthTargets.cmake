@@ -77,7 +77,8 @@ function(hearth_library name)
 endfunction()
 
 # tests/<path>.cpp becomes the program <path with _>, linked with Boost.Test. Where several ranks are asked for,
-# the same program is registered once per count under mpirun: NAME_mpiN, labelled mpiN.
+# the same program is registered once per count under mpirun: NAME_mpiN, labelled mpiN and LABELS. A test that needs a
+# device it lacks prints "skipped: no CUDA device" and counts as skipped.
 function(hearth_test path)
   cmake_parse_arguments(A "TORCH" "TIMEOUT" "LABELS;RANKS;DEPENDS;SOURCES" ${ARGN})
   string(REPLACE "/" "_" name ${path})
@@ -86,6 +87,7 @@ function(hearth_test path)
   if(A_TORCH)
     target_link_libraries(${name} PRIVATE hearth_torch)
   endif()
+  set(extra_labels ${A_LABELS})
   if(NOT A_LABELS)
     set(A_LABELS unit)
   endif()
@@ -96,10 +98,13 @@ function(hearth_test path)
     foreach(ranks ${A_RANKS})
       add_test(NAME ${name}_mpi${ranks}
         COMMAND ${CMAKE_SOURCE_DIR}/tests/mpirun.sh ${ranks} $<TARGET_FILE:${name}>)
-      set_tests_properties(${name}_mpi${ranks} PROPERTIES LABELS "mpi${ranks}" TIMEOUT ${A_TIMEOUT} PROCESSORS 2)
+      set(labels mpi${ranks} ${extra_labels})
+      set_tests_properties(${name}_mpi${ranks} PROPERTIES LABELS "${labels}" TIMEOUT ${A_TIMEOUT} PROCESSORS 2
+        SKIP_REGULAR_EXPRESSION "skipped: no CUDA device")
     endforeach()
   else()
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT})
+    set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT}
+      SKIP_REGULAR_EXPRESSION "skipped: no CUDA device")
   endif()
 endfunction()

@@ -77,7 +77,7 @@ std::string FlightRecorder::describe_pending() const {
   for (const Entry& e : all) {
     if (e.state == State::Pending)
       text += fmt::format("{}{}, {:.1f} s)", text.empty() ? "" : "; ", describe(e), seconds(now - e.begun));
-    else if (last == nullptr || e.ended >= last->ended)
+    else if (e.state == State::Done && (last == nullptr || e.ended >= last->ended))
       last = &e;
   }
   if (text.empty()) text = "nothing";

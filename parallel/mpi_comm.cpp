@@ -259,9 +259,14 @@ void MpiComm::check_completed(const Segment& segment, int code) {
   session_.mark_broken();
   const std::string what = fmt::format("{} '{}' (group {}, call {})", op_name(segment.call->kind),
                                        segment.call->site, options_.group, segment.call->seq);
-  if (code == MPI_ERR_IN_STATUS)
-    for (const MPI_Status& status : statuses_)
-      if (status.MPI_ERROR != MPI_ERR_PENDING) check_mpi(status.MPI_ERROR, what);
+  for (const MPI_Status& status : statuses_) {
+    if (code != MPI_ERR_IN_STATUS || status.MPI_ERROR == MPI_ERR_PENDING) continue;
+    int kind = MPI_SUCCESS;
+    MPI_Error_class(status.MPI_ERROR, &kind);
+    HEARTH_CHECK(kind != MPI_ERR_TRUNCATE, Internal,
+                 "{}: a longer message came than was expected: ranks make different calls (please report)", what);
+    check_mpi(status.MPI_ERROR, what);
+  }
   check_mpi(code, what);
 }
 
@@ -444,15 +449,16 @@ std::string MpiComm::missing_ranks(Call& call) {
 }
 
 void MpiComm::give_up(Call& call) {
-  recorder_.fail(call.id);
   session_.mark_broken();
+  const std::string pending = recorder_.describe_pending();
+  recorder_.fail(call.id);
   const std::string who = missing_ranks(call);
   const std::string state = who.empty()               ? "it waits for an earlier call of this group"
                             : call.entered_everywhere ? fmt::format("rank {} has not finished it", who)
                                                       : fmt::format("rank {} has not entered it", who);
   fail(ErrorKind::Timeout, "{} '{}' (group {}, call {}, {} bytes {}): {} after {:.1f} s; pending here: {}",
        op_name(call.kind), call.site, options_.group, call.seq, call.count * call.width(),
-       config_name(call.dtype), state, options_.timeout_s, recorder_.describe_pending());
+       config_name(call.dtype), state, options_.timeout_s, pending);
 }
 
 void MpiComm::abandon(Call& call) {

@@ -126,13 +126,14 @@ std::optional<Error> NcclWatchdog::inspect(Flight& flight) {
                  fmt::format("{}: the device failed: {}", flight.what, cudaGetErrorString(code)));
   }
   if (FlightRecorder::Clock::now() < flight.deadline) return std::nullopt;
+  const std::string pending = recorder_.describe_pending();
   recorder_.fail(flight.id);
   return Error(
       ErrorKind::Timeout,
       fmt::format(
           "{}: not finished {:.1f} s after it was issued: another rank has not entered it, or the work "
           "before it on this device hangs; pending here: {}",
-          flight.what, options_.timeout_s, recorder_.describe_pending()));
+          flight.what, options_.timeout_s, pending));
 }
 
 void NcclWatchdog::end(const Error& error) {

@@ -3,6 +3,10 @@
 
 #include <boost/test/unit_test.hpp>
 
+#include "parallel/agreement.h"
+#include "parallel/binding.h"
+#include "parallel/device_info.h"
+#include "parallel/self_test.h"
 #include "tests/parallel/mpi_fixture.h"
 
 using namespace hearth;
@@ -76,4 +80,58 @@ BOOST_AUTO_TEST_CASE(launchers_without_pmix_are_refused_with_advice) {
   BOOST_CHECK_EXCEPTION(start_job(pmi, {}), Error, advises("needs PMIx"));
   srun.slurm_step_num_tasks = "1";  // one task needs nobody
   BOOST_TEST(start_job(srun, {}).launcher == "single");
+}
+
+BOOST_AUTO_TEST_CASE(agreement_names_every_odd_fact_and_rank) {
+  const std::string quoted = "any \"text\",\nwith separators";
+  require_agreement(plane(), {{"build id", "a"}, {"config hash", quoted}});
+  if (plane().world_size() < 4) return;
+  const bool odd = plane().rank() == 1, lost = plane().rank() == 3;
+  const Facts mine{
+      {"build id", "a"}, {"dataset digest", odd ? "77" : "5f"}, {"run folder", lost ? "" : "nonce"}};
+  BOOST_CHECK_EXCEPTION(require_agreement(plane(), mine), Error, [](const Error& e) {
+    return e.kind() == ErrorKind::Config && e.message().find("build id") == std::string::npos &&
+           e.message().find("dataset digest: rank 1 has '77'; the others have '5f'") != std::string::npos &&
+           e.message().find("run folder: rank 3 has ''; the others have 'nonce'") != std::string::npos;
+  });
+  const Facts other{{plane().rank() == 2 ? "x" : "y", "a"}};
+  BOOST_CHECK_THROW(require_agreement(plane(), other), Error);
+}
+
+BOOST_AUTO_TEST_CASE(places_of_all_ranks) {
+  const auto places =
+      gather_places(plane(), plane().rank() == 0 ? std::optional<int>() : std::optional<int>(7));
+  BOOST_TEST_REQUIRE(static_cast<int>(places.size()) == plane().world_size());
+  for (const auto& place : places) {
+    BOOST_TEST(place.host == plane().host());
+    BOOST_TEST(place.local_rank == place.rank);
+    BOOST_TEST(place.num_cores > 0);
+    BOOST_CHECK(place.device == (place.rank == 0 ? std::nullopt : std::optional<int>(7)));
+  }
+  BOOST_TEST(describe(places[0]).find("rank=0 host=" + plane().host() + " local_rank=0 device=cpu cores=") ==
+             0u);
+}
+
+BOOST_AUTO_TEST_CASE(ranks_that_share_a_device_get_host_ids_of_their_own) {
+  BOOST_CHECK(nccl_host_id(plane(), 0) == std::nullopt);
+  BOOST_CHECK(nccl_host_id(plane(), plane().world_size()) == std::nullopt);
+  if (plane().world_size() == 1) return;
+  const auto mine = nccl_host_id(plane(), plane().world_size() - 1);
+  BOOST_TEST_REQUIRE(mine.has_value());
+  const auto all = plane().all_gather(*mine, "test.host_ids");
+  for (size_t a = 0; a < all.size(); ++a)
+    for (size_t b = 0; b < a; ++b) BOOST_TEST(all[a] != all[b]);
+}
+
+BOOST_AUTO_TEST_CASE(one_checked_collective) {
+  const auto check = check_collective(test::job(), std::nullopt, 100000);
+  BOOST_TEST(check.ranks == plane().world_size());
+  BOOST_TEST(check.backend == (plane().world_size() == 1 ? "single" : "mpi"));
+  BOOST_TEST(check.size_bytes == 100000);
+}
+
+BOOST_AUTO_TEST_CASE(versions_are_known_in_every_build) {
+  BOOST_TEST(!parallel_versions().mpi.empty());
+  const auto devices = cuda_devices();
+  BOOST_TEST(devices.devices.empty() == !devices.why_none.empty());
 }
