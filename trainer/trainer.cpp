@@ -121,10 +121,6 @@ DocumentMask Trainer::document_mask() const {
   return in_.config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No;
 }
 
-void Trainer::point(std::string_view name) {
-  if (in_.at_point) in_.at_point(name, state_.step + 1);
-}
-
 Trainer::StepTotals Trainer::sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm) {
   const double stop = in_.stop_requested && in_.stop_requested() ? 1.0 : 0.0;
   at::Tensor host = at::tensor({static_cast<double>(valid_tokens), stop}, at::kDouble);
@@ -135,24 +131,24 @@ Trainer::StepTotals Trainer::sum_over_ranks(at::Tensor loss_sum, int64_t valid_t
   return {.loss_sum = value[0], .valid_tokens = value[2], .squared_norm = value[1], .stop = value[3] > 0};
 }
 
-Trainer::StepTotals Trainer::forward_backward(int64_t) {
+Trainer::StepTotals Trainer::forward_backward() {
   model_->set_gradient_ready([this](int64_t index) { optimizer_->gradient_ready(index); });
   optimizer_->begin_step(gradient_uses_);
   at::Tensor loss_sum = at::zeros({}, at::TensorOptions(in_.device).dtype(at::kFloat));
   int64_t valid_tokens = 0;
   const int64_t micros = batch_.micro_batches_per_step();
   for (int64_t micro = 0; micro < micros; ++micro) {
-    point("data.next");
+    in_.faults.hit("data.next");
     const MicroBatch batch = make_micro_batch(prefetcher_->next(), document_mask(), *model_);
-    point("fwd");
     if (micro + 1 == micros) optimizer_->begin_last_micro_batch();
     // Gradients of the sum of losses; the division by the global count of valid tokens happens once, in the update.
     const LossResult loss = model_->loss(batch.input, batch.targets_N, /*scale=*/1.0);
     loss.loss.backward();
     loss_sum.add_(loss.loss_sum.detach());
+    if (in_.faults.hit("fwd") == FaultAction::Nan) loss_sum.fill_(std::nan(""));
     valid_tokens += batch.valid_targets;
   }
-  point("allreduce.before");
+  in_.faults.hit("allreduce.before");
   optimizer_->finish_gradients();
   return sum_over_ranks(loss_sum, valid_tokens, optimizer_->local_sum_of_squares());
 }
@@ -173,8 +169,9 @@ void Trainer::skip_update(const StepTotals& totals, int64_t step) {
 StepMetrics Trainer::train_step(bool& stop) {
   const ExperimentConfig& c = in_.config;
   const int64_t step = state_.step + 1;
+  in_.faults.set_step(step);
   const auto begin = std::chrono::steady_clock::now();
-  const StepTotals totals = forward_backward(step);
+  const StepTotals totals = forward_backward();
   StepMetrics metrics;
   metrics.step = step;
   metrics.learning_rate = learning_rate(c.optimizer, c.training.train_iters, state_.step);
@@ -258,6 +255,7 @@ std::string Trainer::state_json() const {
   json["dtype"] = in_.config.precision.dtype;
   json["config"] = in_.config_json;
   json["build"] = in_.build_json;
+  json["data"] = in_.data_text;
   // All randomness is counter-based: the seed and the step are the whole generator state.
   json["rng"] = {{"kind", "philox4x32-10"}, {"seed", in_.config.training.seed}};
   return json.dump(1);
@@ -295,7 +293,7 @@ TrainOutcome Trainer::run() {
   bool stop = in_.control.all_reduce_max(in_.stop_requested && in_.stop_requested() ? 1 : 0, "run.begin") > 0;
   while (state_.step < t.train_iters && !stop) {
     const StepMetrics metrics = train_step(stop);
-    point("step.end");
+    in_.faults.hit("step.end");
     if (is_root_ && (metrics.step % t.log_interval == 0 || metrics.step == t.train_iters || stop)) {
       writer->write(metrics.to_json());
       progress->step(metrics);
@@ -317,7 +315,7 @@ TrainOutcome Trainer::run() {
     }
   }
   if (is_root_) progress->finish();
-  point("finalize");
+  in_.faults.hit("finalize");
   saver_->finish();
   if (state_.step >= t.train_iters) return TrainOutcome::Finished;
   in_.log.info("event=preempted step={}: resume with the same command", state_.step);

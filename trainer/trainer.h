@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/fault_plan.h"
 #include "base/file_system.h"
 #include "base/log.h"
 #include "data/prefetcher.h"
@@ -41,8 +42,9 @@ struct TrainerInputs {
   std::string config_hash;
   nlohmann::json config_json;                  // resolved config with the origin of each key
   nlohmann::json build_json;                   // version, git commit, libraries
+  std::string data_text;                       // the training data, for people
   std::function<bool()> stop_requested;        // USR1 or TERM arrived at this rank
-  std::function<void(std::string_view point, int64_t step)> at_point;  // fault injection; may be empty
+  FaultInjector& faults;                       // of the tests; without a plan it does nothing
 };
 
 enum class TrainOutcome { Finished, Preempted };
@@ -69,7 +71,7 @@ class Trainer {
     bool stop = false;  // some rank was asked to stop
   };
   void begin_stream(const DataLedger& ledger);
-  StepTotals forward_backward(int64_t step);
+  StepTotals forward_backward();
   StepTotals sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm);
   StepMetrics train_step(bool& stop);
   void skip_update(const StepTotals& totals, int64_t step);
@@ -78,7 +80,6 @@ class Trainer {
   void save(int64_t step);
   CheckpointIdentity identity(int64_t step) const;
   std::string state_json() const;
-  void point(std::string_view name);
   DocumentMask document_mask() const;
 
   TrainerInputs in_;

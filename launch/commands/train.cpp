@@ -1,0 +1,329 @@
+// hearth train CONFIG: reads the experiment file, joins the ranks, and runs trainer/trainer.h to the end.
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <fmt/core.h>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <unistd.h>
+
+#include "launch/build_info.h"
+#include "launch/command.h"
+#include "launch/commands/commands.h"
+#include "launch/config_parser.h"
+#include "launch/run_config.h"
+#include "launch/signals.h"
+#include "parallel/agreement.h"
+#include "parallel/binding.h"
+#include "trainer/checkpoint/find_checkpoint.h"
+#include "trainer/checkpoint/resume_contract.h"
+#include "trainer/checkpoint/run_lock.h"
+#include "trainer/interchange/model_source.h"
+#include "trainer/memory_estimate.h"
+#include "trainer/trainer.h"
+
+namespace hearth {
+namespace {
+
+struct TrainOptions {
+  std::string config, resume = "auto", device = "auto";
+  std::vector<std::string> overrides, confirm;
+  bool dry_run = false, print_config = false, take_over = false;
+};
+
+struct Data {
+  std::vector<WeightedDataset> train;
+  std::vector<std::unique_ptr<Dataset>> validation;
+  std::string digest, text;  // of the training data: identity, and for people
+  std::string missing;       // first folder that is not there; only where that is allowed
+};
+
+enum class MissingData { Refuse, Allow };
+
+Data open_data(FileSystem& fs, const DataConfig& config, MissingData missing) {
+  Data data;
+  const auto open = [&](const std::string& path) -> std::unique_ptr<Dataset> {
+    if (missing == MissingData::Allow && !fs.exists(path + "/dataset.json")) {
+      if (data.missing.empty()) data.missing = path;
+      return nullptr;
+    }
+    return Dataset::open(fs, path);
+  };
+  for (const DatasetEntry& entry : config.train) {
+    auto dataset = open(entry.path);
+    if (dataset == nullptr) continue;
+    data.digest += (data.digest.empty() ? "" : ",") + dataset->digest();
+    data.text += fmt::format("{}{}  {} shards, {} tokens", data.text.empty() ? "" : "; ", entry.path,
+                             dataset->num_shards(), dataset->num_tokens());
+    data.train.push_back({std::move(dataset), entry.weight});
+  }
+  for (const DatasetEntry& entry : config.validation)
+    if (auto dataset = open(entry.path)) data.validation.push_back(std::move(dataset));
+  return data;
+}
+
+void require_one_tokenizer(const Data& data) {
+  const Dataset& first = *data.train.front().dataset;
+  const auto check = [&](const Dataset& other) {
+    HEARTH_CHECK(other.tokenizer_digest() == first.tokenizer_digest(), BadInput,
+                 "{} and {} were prepared with different tokenizers (digests {} and {}): prepare both with one",
+                 first.directory(), other.directory(), first.tokenizer_digest(), other.tokenizer_digest());
+  };
+  for (const auto& entry : data.train) check(*entry.dataset);
+  for (const auto& dataset : data.validation) check(*dataset);
+}
+
+std::string gib(int64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30)); }
+
+void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Data& data) {
+  const ExperimentConfig& c = loaded.config;
+  const int dp = mesh.size(MeshAxis::Dp);
+  const auto tokens = c.training.train_iters * c.training.global_batch_size * c.data.seq_length;
+  const MemoryEstimate memory = estimate_memory(c, dp);
+  fmt::print("model         {}  hidden {} x {} layers, heads {} / {}, head_dim {}, ffn {}, vocabulary {}{}\n", c.model.family,
+             c.model.hidden_size, c.model.num_hidden_layers, c.model.num_attention_heads, c.model.kv_heads(),
+             c.model.head_width(), c.model.intermediate_size, c.model.vocab_size,
+             c.model.tie_word_embeddings ? ", tied" : "");
+  fmt::print("parameters    {}\n", parameter_count(c.model));
+  fmt::print("layout        {}, zero_stage {}\n", mesh.describe(), c.parallel.zero_stage);
+  fmt::print("batch         {} samples of {} tokens = {} ranks x {} micro-batches x {}\n", c.training.global_batch_size,
+             c.data.seq_length, dp, c.training.global_batch_size / (dp * c.training.micro_batch_size),
+             c.training.micro_batch_size);
+  fmt::print("tokens        {} planned in {} steps\n", tokens, c.training.train_iters);
+  fmt::print("data          {}\n", data.missing.empty() ? data.text : data.missing + " does not exist yet");
+  fmt::print("memory        {} per rank = parameters {} + gradients {} + optimizer {} + activations {} + logits {}\n",
+             gib(memory.total()), gib(memory.parameters), gib(memory.gradients), gib(memory.optimizer),
+             gib(memory.activations), gib(memory.logits));
+}
+
+// Ranks that share a device look like hosts of their own to NCCL; the variable must be set before the first Comm.
+void prepare_device_sharing(CommandContext& context, at::Device device, Log& log) {
+  if (!device.is_cuda()) return;
+  const auto id = nccl_host_id(*context.job.control, static_cast<int>(num_cuda_devices()));
+  if (!id) return;
+  ::setenv("NCCL_HOSTID", id->c_str(), /*overwrite=*/1);
+  log.warning("event=shared_device local_ranks={} devices={}: several ranks share a GPU; good for debugging layouts, "
+              "never for speed (CUDA MPS makes it about ten times faster: nvidia-cuda-mps-control -d)",
+              context.job.control->local_world_size(), num_cuda_devices());
+}
+
+// Each rank's share of the cores it may use: all of them where the launcher bound it, its part where ranks share.
+int compute_threads(const ControlPlane& control) {
+  const auto cores = static_cast<int>(allowed_cores().size());
+  const char* asked = std::getenv("OMP_NUM_THREADS");  // the user's word wins
+  if (asked != nullptr && std::atoi(asked) > 0) return std::atoi(asked);
+  const bool bound = cores < static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, bound ? cores : cores / control.local_world_size());
+}
+
+void log_places(CommandContext& context, at::Device device, int threads, Log& log) {
+  const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
+  for (const RankPlace& place : gather_places(*context.job.control, ordinal))
+    log.info("event=rank_place {} threads={}", describe(place), threads);
+}
+
+// Rank 0 writes a nonce into the run folder; every rank reads it back, so that one on another file system is named.
+void require_agreement_on_run(CommandContext& context, const LoadedConfig& loaded, const Data& data) {
+  const std::string file = loaded.config.checkpoint.save + "/.nonce";
+  if (context.job.control->rank() == 0) context.fs.write_atomically(file, build_id() + std::to_string(::getpid()));
+  context.job.control->barrier("start.nonce");
+  const std::string seen = context.fs.exists(file) ? context.fs.read_text(file) : "missing";
+  require_agreement(*context.job.control, {{"build id", build_id()},
+                                           {"config hash", experiment_hash(loaded.config)},
+                                           {"dataset digest", data.digest},
+                                           {"tokenizer digest", data.train.front().dataset->tokenizer_digest()},
+                                           {"run folder", seen}});
+  context.job.control->barrier("start.agreed");
+  if (context.job.control->rank() == 0) context.fs.remove(file);
+}
+
+// --resume never over an existing run: its checkpoints stay, under another name.
+void set_checkpoints_aside(FileSystem& fs, const std::string& run_folder, int64_t attempt, Log& log) {
+  if (list_checkpoints(fs, run_folder).empty()) return;
+  const std::string aside = fmt::format("{}/checkpoints.before_attempt_{}", run_folder, attempt);
+  fs.rename(run_folder + "/checkpoints", aside);
+  log.warning("event=fresh_start old_checkpoints={}: --resume never", aside);
+}
+
+std::unique_ptr<CheckpointReader> checkpoint_to_resume(const TrainOptions& options, const CheckpointConfig& config,
+                                                       CommandContext& context, Log& log) {
+  if (options.resume == "never") return nullptr;
+  const auto required = [&](const std::string& path) {
+    auto found = find_checkpoint(context.fs, *context.job.control, log, path);
+    HEARTH_CHECK(found != nullptr, Corrupt, "{} holds no checkpoint to continue from", path);
+    return found;
+  };
+  if (options.resume != "auto") return required(options.resume);
+  if (auto own = find_checkpoint(context.fs, *context.job.control, log, config.save)) return own;
+  return config.load ? required(*config.load) : nullptr;
+}
+
+// The configuration that a checkpoint was written with, as flat keys (classes are not stored: the new run's count).
+std::vector<FlatKey> stored_config(const nlohmann::json& state) {
+  std::vector<FlatKey> keys;
+  const auto config = state.value("config", nlohmann::json::object());
+  for (const auto& [key, entry] : config.items()) keys.push_back({.key = key, .value = entry.at("value").dump()});
+  return keys;
+}
+
+void check_resume(const CheckpointReader& checkpoint, const TrainOptions& options, const LoadedConfig& loaded,
+                  const Data& data, const std::string& mesh, Log& log) {
+  const auto state = nlohmann::json::parse(checkpoint.state_json());
+  const auto& identity = checkpoint.manifest().identity;
+  const auto flat = [](std::vector<FlatKey> keys) {  // one spelling of every value on both sides
+    for (auto& key : keys) {
+      const auto value = nlohmann::json::parse(key.value, nullptr, false);
+      if (!value.is_discarded()) key.value = value.dump();
+    }
+    return keys;
+  };
+  const RunDescription before{flat(stored_config(state)), identity.data_fingerprint, state.value("data", ""),
+                              identity.tokenizer_digest, identity.mesh};
+  const RunDescription now{flat(flatten_config(loaded.config)), data.digest, data.text,
+                           data.train.front().dataset->tokenizer_digest(), mesh};
+  const auto changes = compare_for_resume(before, now, options.confirm);
+  if (!changes.empty()) log.info("event=resume_changes checkpoint={}\n{}", checkpoint.directory(), describe_changes(changes));
+  require_resumable(changes, checkpoint.directory());
+}
+
+// The weights that a fresh run starts from; null where nothing names them.
+std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const Data& data, CommandContext& context,
+                                             Log& log) {
+  if (!loaded.config.model.init_from) return nullptr;
+  auto bundle = std::make_unique<ModelBundle>(
+      open_model(context.fs, *context.job.control, log, *loaded.config.model.init_from));
+  const std::string& digest = data.train.front().dataset->tokenizer_digest();
+  HEARTH_CHECK(bundle->tokenizer == nullptr || bundle->tokenizer->digest() == digest, BadInput,
+               "model.init_from {} carries another tokenizer (digest {}) than the shards were prepared with (digest {}): "
+               "its ids would mean something else. Prepare the data with --tokenizer {}",
+               bundle->origin, bundle->tokenizer->digest(), digest, *loaded.config.model.init_from);
+  return bundle;
+}
+
+nlohmann::json build_json() {
+  const BuildInfo& build = build_info();
+  return {{"version", build.version}, {"git_commit", build.git_commit}, {"compiler", build.compiler},
+          {"build_type", build.build_type}, {"cuda", build.cuda}};
+}
+
+// What the experiment file leaves to be found elsewhere: the shape of init_from, the tokenizer's size.
+void complete_config(LoadedConfig& loaded, const Data& data, CommandContext& context, Log& log) {
+  if (loaded.config.model.init_from && context.fs.exists(*loaded.config.model.init_from)) {
+    const ModelBundle bundle = open_model(context.fs, *context.job.control, log, *loaded.config.model.init_from);
+    adopt_model_shape(loaded, bundle.config, *loaded.config.model.init_from);
+  }
+  if (!data.train.empty())
+    adopt_vocab_size(loaded, data.train.front().dataset->vocab_size(),
+                     "tokenizer of " + data.train.front().dataset->directory());
+}
+
+void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, Data data,
+                  CommandContext& context, Log& log) {
+  ControlPlane& control = *context.job.control;
+  const std::string& save = loaded.config.checkpoint.save;
+  const at::Device device = select_device(parse_device_choice(options.device), control.local_rank());
+  const int threads = compute_threads(control);
+  set_compute_threads(threads);
+  std::unique_ptr<RunLock> lock;
+  if (control.rank() == 0) {
+    context.fs.create_directories(save + "/log");
+    lock = RunLock::acquire(context.fs, log, save, this_process(context.environment.slurm_job_id),
+                            options.take_over ? TakeOver::Force : TakeOver::DeadOnly);
+  }
+  const int64_t attempt = control.all_reduce_max(lock ? lock->attempt() : 0, "start.attempt");
+  log.open_file(fmt::format("{}/log/rank_{:04d}.log", save, control.rank()));
+  log_places(context, device, threads, log);
+  require_agreement_on_run(context, loaded, data);
+  prepare_device_sharing(context, device, log);
+  const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
+  const auto comm = make_comm(context.job, {"dp", mesh.group(control.rank(), MeshAxis::Dp), ordinal, std::nullopt});
+  log.info("event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} data=\"{}\"",
+           build_id(), context.job.launcher, comm->backend(), device_name(device), mesh.describe(),
+           parameter_count(loaded.config.model), data.text);
+
+  const auto checkpoint = checkpoint_to_resume(options, loaded.config.checkpoint, context, log);
+  if (checkpoint) check_resume(*checkpoint, options, loaded, data, mesh.describe(), log);
+  const auto weights = checkpoint ? nullptr : initial_weights(loaded, data, context, log);
+  if (control.rank() == 0) {
+    if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
+    context.fs.write_atomically(save + "/config.yaml", resolved_yaml(loaded));
+  }
+  FaultInjector faults(parse_fault_plan(context.environment.fault_plan), control.rank());
+  CheckpointSaverOptions saver;
+  saver.folder = save + "/checkpoints";
+  saver.keep_latest_k = loaded.config.checkpoint.keep_latest_k;
+  saver.attempt = attempt;
+  saver.at_point = [&faults](std::string_view point) { faults.hit(point); };
+  if (lock) saver.check_lock = [&lock] { lock->check(); };
+  const std::shared_ptr<const Tokenizer> tokenizer =
+      Tokenizer::load(context.fs, data.train.front().dataset->tokenizer_directory());
+  const std::string data_text = data.text;
+  Trainer trainer({.config = loaded.config,
+                   .fs = context.fs,
+                   .control = control,
+                   .data_parallel = *comm,
+                   .log = log,
+                   .device = device,
+                   .train_datasets = std::move(data.train),
+                   .validation_datasets = std::move(data.validation),
+                   .tokenizer = tokenizer,
+                   .saver = saver,
+                   .mesh = mesh.describe(),
+                   .config_hash = experiment_hash(loaded.config),
+                   .config_json = nlohmann::json::parse(resolved_json(loaded)),
+                   .build_json = build_json(),
+                   .data_text = data_text,
+                   .stop_requested = [] { return stop_signal().has_value(); },
+                   .faults = faults});
+  if (checkpoint) {
+    trainer.resume(*checkpoint);
+  } else {
+    trainer.start(weights ? weights->tensors.get() : nullptr);
+  }
+  if (trainer.run() == TrainOutcome::Preempted) context.exit_code = exit_code(ErrorKind::Preempted);
+  log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step, peak_memory_bytes(device), save);
+}
+
+void run_train(const TrainOptions& options, CommandContext& context) {
+  ControlPlane& control = *context.job.control;
+  Log log({.rank = control.rank(), .world_size = control.world_size()});
+  catch_interrupts();
+  LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
+  const bool only_look = options.dry_run || options.print_config;
+  Data data = open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
+  complete_config(loaded, data, context, log);
+  if (options.print_config) {
+    if (control.rank() == 0) std::cout << resolved_yaml(loaded);
+    if (!options.dry_run) return;
+  }
+  const Mesh mesh = require_layout(loaded, control.world_size());
+  HEARTH_CHECK(loaded.config.model.vocab_size > 0, Config,
+               "model.vocab_size is needed as long as {} does not exist (then it is the tokenizer's size)", data.missing);
+  if (options.dry_run) {
+    if (control.rank() == 0) print_dry_run(loaded, mesh, data);
+    return;
+  }
+  require_one_tokenizer(data);
+  run_training(options, loaded, mesh, std::move(data), context, log);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& parent, CommandContext& context) {
+  auto options = std::make_shared<TrainOptions>();
+  CLI::App* command = parent.add_subcommand("train", "Train a model as an experiment file says; resumes its run folder");
+  command->add_option("CONFIG", options->config, "Experiment file (YAML)")->required();
+  command->add_option("--set", options->overrides, "section.key=value, over the file; repeatable")->allow_extra_args(false);
+  command->add_flag("--dry-run", options->dry_run, "Print model, layout, tokens and memory, then end");
+  command->add_flag("--print-config", options->print_config, "Print the resolved experiment file with the origin of each key");
+  command->add_option("--resume", options->resume, "auto (the run folder's newest verified checkpoint), never, or a CHECKPOINT")
+      ->capture_default_str();
+  command->add_option("--confirm", options->confirm, "Accept a change of section.key at resume; repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
+  command->add_flag("--take-over", options->take_over, "Take the run folder from a job on another host that is surely dead");
+  command->callback([options, &context] { run_train(*options, context); });
+}
+
+}  // namespace hearth
