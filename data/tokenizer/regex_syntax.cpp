@@ -73,7 +73,15 @@ class Rewriter {
         break;
       default:
         copy(2);
+        if (peek(0) == '{' && (c == 'p' || c == 'P' || c == 'x')) copy(braces_length());
     }
+  }
+
+  // {...} of a property or a code point, at pos_.
+  size_t braces_length() const {
+    const size_t end = in_.find('}', pos_);
+    if (end == std::string_view::npos) refuse("{ without }");
+    return end + 1 - pos_;
   }
 
   // \uHHHH

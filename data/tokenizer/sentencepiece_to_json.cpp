@@ -1,19 +1,19 @@
 #include "data/tokenizer/sentencepiece_to_json.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <unordered_map>
 
 #include "base/error.h"
 #include "data/tokenizer/sentencepiece_ranks.h"
+#include "data/tokenizer/tokenizer_json_writer.h"
 #include "data/tokenizer/unicode.h"
 
 namespace hearth {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using tokenizer_json::Json;
 constexpr const char* kUnderline = "\xe2\x96\x81";
 
 std::vector<size_t> by_rank(const std::vector<int32_t>& ranks) {
@@ -73,37 +73,12 @@ Json added_tokens_of(const SentencePieceModel& model) {
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const PieceType type = model.pieces[i].type;
     if (type != PieceType::Unknown && type != PieceType::Control && type != PieceType::UserDefined) continue;
-    added.push_back({{"id", i},
-                     {"content", model.pieces[i].text},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", type != PieceType::UserDefined}});
+    added.push_back(tokenizer_json::added_token({model.pieces[i].text, static_cast<int64_t>(i)},
+                                                type == PieceType::UserDefined
+                                                    ? tokenizer_json::AddedKind::Plain
+                                                    : tokenizer_json::AddedKind::Special));
   }
   return added;
-}
-
-Json post_processor_of(const SentencePieceModel& model, const SentencePieceOptions& options) {
-  if (options.before.empty() && options.after.empty()) return nullptr;
-  Json single = Json::array(), pair = Json::array(), specials = Json::object();
-  const auto add = [&](const std::vector<int32_t>& ids, int type_id) {
-    for (const int32_t id : ids) {
-      const std::string& text = model.pieces[static_cast<size_t>(id)].text;
-      const Json item{{"SpecialToken", {{"id", text}, {"type_id", type_id}}}};
-      if (type_id == 0) single.push_back(item);
-      pair.push_back(item);
-      specials[text] = {{"id", text}, {"ids", {id}}, {"tokens", {text}}};
-    }
-  };
-  add(options.before, 0);
-  single.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
-  pair.push_back(single.back());
-  add(options.after, 0);
-  add(options.before, 1);
-  pair.push_back({{"Sequence", {{"id", "B"}, {"type_id", 1}}}});
-  add(options.after, 1);
-  return {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", specials}};
 }
 
 }  // namespace
@@ -125,15 +100,23 @@ std::string tokenizer_json_from_sentencepiece(const SentencePieceModel& model,
                                               const SentencePieceOptions& options) {
   HEARTH_CHECK(model.escape_whitespaces, BadInput,
                "tokenizer.model: without escape_whitespaces it cannot be written as tokenizer.json");
-  Json vocab = Json::object();
-  auto& members =
-      vocab.get_ref<Json::object_t&>();  // operator[] would search the whole list for each insertion
+  std::vector<std::string> tokens;
   std::string unknown;
-  for (size_t i = 0; i < model.pieces.size(); ++i) {
-    members.emplace_back(model.pieces[i].text, i);
-    if (model.pieces[i].type == PieceType::Unknown) unknown = model.pieces[i].text;
+  for (const SentencePiece& piece : model.pieces) {
+    tokens.push_back(piece.text);
+    if (piece.type == PieceType::Unknown) unknown = piece.text;
   }
-  const Json bpe{{"type", "BPE"},
+  const auto named = [&](const std::vector<int32_t>& ids) {
+    std::vector<tokenizer_json::NamedId> out;
+    for (const int32_t id : ids) out.push_back({tokens[static_cast<size_t>(id)], id});
+    return out;
+  };
+  tokenizer_json::Parts parts;
+  parts.added_tokens = added_tokens_of(model);
+  parts.normalizer = normalizer_of(model);
+  parts.post_processor = tokenizer_json::template_processing(named(options.before), named(options.after));
+  parts.decoder = decoder_of(model);
+  parts.model = {{"type", "BPE"},
                  {"dropout", nullptr},
                  {"unk_token", unknown},
                  {"continuing_subword_prefix", nullptr},
@@ -141,18 +124,9 @@ std::string tokenizer_json_from_sentencepiece(const SentencePieceModel& model,
                  {"fuse_unk", true},
                  {"byte_fallback", model.byte_fallback},
                  {"ignore_merges", false},
-                 {"vocab", std::move(vocab)},
+                 {"vocab", tokenizer_json::vocab(tokens)},
                  {"merges", merges_of(model)}};
-  const Json document{{"version", "1.0"},
-                      {"truncation", nullptr},
-                      {"padding", nullptr},
-                      {"added_tokens", added_tokens_of(model)},
-                      {"normalizer", normalizer_of(model)},
-                      {"pre_tokenizer", nullptr},
-                      {"post_processor", post_processor_of(model, options)},
-                      {"decoder", decoder_of(model)},
-                      {"model", bpe}};
-  return document.dump(1);
+  return tokenizer_json::document(parts);
 }
 
 }  // namespace hearth
