@@ -216,7 +216,11 @@ def variants(model, name, out):
         to_v4(out / f"{name}_v4")
     if name == "qwen3":
         save(model.to(torch.bfloat16), out / "qwen3_bf16")
-        save_file(reference(model, seed_of("qwen3")), out / "qwen3_bf16.reference.safetensors")
+        # Loaded anew in fp32: widening the bf16 object would keep its rotary frequencies rounded to bf16.
+        widened = AutoModelForCausalLM.from_pretrained(
+            out / "qwen3_bf16", dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        save_file(reference(widened, seed_of("qwen3")), out / "qwen3_bf16.reference.safetensors")
 
 
 def seed_of(name):
