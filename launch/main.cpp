@@ -2,11 +2,14 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "launch/build_info.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
 #include "launch/error_report.h"
+#include "launch/nearest_word.h"
 #include "launch/signals.h"
 
 namespace hearth {
@@ -70,20 +73,34 @@ constexpr const char* kFooter =
     "8 rank or link lost, 9 I/O or no space, 10 run folder in use, 11 device, 70 our bug, 75 preempted: run "
     "it again.";
 
-// Help and version go to stdout and end with 0; a wrong command line becomes Error{Usage}.
-// Returns false where nothing is left to do.
-void parse_and_run(CLI::App& app, int argc, char** argv) {
+const CLI::App* deepest_parsed(const CLI::App* app) {
+  while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
+  return app;
+}
+
+// CLI11 reports a mistyped verb as a missing one, with the words left over.
+std::string describe(const CLI::App& deepest, const CLI::ParseError& error) {
+  const auto left = deepest.remaining();
+  if (left.empty() || dynamic_cast<const CLI::RequiredError*>(&error) == nullptr) return error.what();
+  std::vector<std::string> verbs;
+  for (const CLI::App* verb : deepest.get_subcommands([](const CLI::App*) { return true; }))
+    verbs.push_back(verb->get_name());
+  return fmt::format("{} has no '{}'; the nearest is '{}'", deepest.get_name(), left.front(),
+                     nearest_word(left.front(), verbs));
+}
+
+// Help and version go to stdout of rank 0; a wrong command line becomes Error{Usage}.
+void parse_and_run(CLI::App& app, int argc, char** argv, int rank) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {
-    app.exit(success);
+    if (rank == 0) app.exit(success);
   } catch (const CLI::ParseError& error) {
-    const CLI::App* deepest = &app;
-    while (!deepest->get_subcommands().empty()) deepest = deepest->get_subcommands().front();
+    const CLI::App* deepest = deepest_parsed(&app);
     std::string command;
     for (const CLI::App* at = deepest; at != nullptr; at = at->get_parent())
       command = at->get_name() + (command.empty() ? "" : " " + command);
-    throw Error(ErrorKind::Usage, error.what()).with("see", command + " --help");
+    throw Error(ErrorKind::Usage, describe(*deepest, error)).with("see", command + " --help");
   }
 }
 
@@ -101,7 +118,7 @@ int run_verb(int argc, char** argv, FileSystem& fs, const Environment& environme
     app.footer(kFooter);
     app.require_subcommand(1);
     add_commands(app, context);
-    parse_and_run(app, argc, argv);
+    parse_and_run(app, argc, argv, job.control->rank());
     require_stdout_written();
   } catch (const std::exception& exception) {
     throw as_error(exception);
