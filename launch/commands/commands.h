@@ -21,6 +21,7 @@ void add_checkpoint_command(CLI::App& parent, CommandContext& context);  // with
 void add_data_prepare_command(CLI::App& parent, CommandContext& context);
 void add_data_inspect_command(CLI::App& parent, CommandContext& context);
 void add_data_verify_command(CLI::App& parent, CommandContext& context);
+void add_data_audit_command(CLI::App& parent, CommandContext& context);
 void add_data_train_tokenizer_command(CLI::App& parent, CommandContext& context);
 void add_data_encode_command(CLI::App& parent, CommandContext& context);
 void add_data_decode_command(CLI::App& parent, CommandContext& context);
