@@ -282,6 +282,15 @@ void verify_part(FileSystem& fs, const std::string& directory, const RankPart& p
   for (const auto& file : own.files) verify_file(fs, directory, own, file);
 }
 
+void create_directories_durably(FileSystem& fs, const std::string& path) {
+  if (path.empty() || path == "." || path == "/" || fs.is_directory(path)) return;
+  const size_t slash = path.find_last_of('/');
+  const std::string parent = slash == std::string::npos ? "." : path.substr(0, slash);
+  create_directories_durably(fs, parent);
+  fs.create_directories(path);
+  fs.sync_directory(parent.empty() ? "/" : parent);
+}
+
 int64_t planned_bytes(const std::vector<TensorPiece>& pieces) {
   int64_t bytes = 4096;
   for (const auto& piece : pieces) bytes += piece.bytes() + static_cast<int64_t>(piece.name.size()) + 256;

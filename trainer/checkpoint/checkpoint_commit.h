@@ -71,6 +71,10 @@ void commit_directory(FileSystem& fs, const CommitPlan& plan, const Manifest& ma
 // Step 6: re-reads what this rank wrote.
 void verify_part(FileSystem& fs, const std::string& directory, const RankPart& part);
 
+// Makes missing folders and their names durable: a committed checkpoint in a folder that a crash forgets is
+// lost.
+void create_directories_durably(FileSystem& fs, const std::string& path);
+
 // Bytes that a save of these pieces puts on disk, header included (an upper bound).
 int64_t planned_bytes(const std::vector<TensorPiece>& pieces);
 

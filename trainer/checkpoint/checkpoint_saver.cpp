@@ -316,7 +316,7 @@ CheckpointSaver::CheckpointSaver(FileSystem& fs, ControlPlane& control, Log& log
                                  CheckpointSaverOptions options)
     : impl_(std::make_unique<Impl>(fs, control, log, std::move(options))) {
   const auto failure = on_rank_0(control, "ckpt.start", [&] {
-    fs.create_directories(impl_->options.folder);
+    create_directories_durably(fs, impl_->options.folder);
     remove_leftovers(fs, log, impl_->options.folder);
   });
   if (failure) throw Error(failure->kind, failure->message);
@@ -409,7 +409,7 @@ void save_checkpoint(FileSystem& fs, ControlPlane& control, Log& log, const std:
   const auto clean_start = on_rank_0(control, "ckpt.start", [&] {
     HEARTH_CHECK(!fs.exists(target), Usage, "{} exists already; give another --output, or remove it first",
                  target);
-    fs.create_directories(parent.empty() ? "/" : parent);
+    create_directories_durably(fs, parent);
     fs.remove_all(temporary);  // of an earlier call that was killed
     fs.create_directories(temporary);
   });
