@@ -37,6 +37,9 @@ void add_commands(CLI::App& app, CommandContext& context) {
 #ifdef HEARTH_HAS_DATA_VERIFY
   add_data_verify_command(*data, context);
 #endif
+#ifdef HEARTH_HAS_DATA_AUDIT
+  add_data_audit_command(*data, context);
+#endif
 #ifdef HEARTH_HAS_DATA_TRAIN_TOKENIZER
   add_data_train_tokenizer_command(*data, context);
 #endif
