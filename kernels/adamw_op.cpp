@@ -8,17 +8,17 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/adamw_scalars.h"
 #include "kernels/cpu_simd.h"
+#ifdef HEARTH_CUDA
+#include "kernels/adamw.h"
+#include "kernels/cuda_scope.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
 
-// The scalars of a step, each computed in fp64 and rounded once, as torch does.
-struct Scalars {
-  float grad_scale, decay, beta1_rest, beta2, beta2_rest, eps, negative_step_size, bias_correction2_sqrt;
-};
-
-Scalars scalars_of(const AdamWStep& s) {
+AdamWScalars scalars_of(const AdamWStep& s) {
   const double correction1 = 1 - std::pow(s.beta1, static_cast<double>(s.step));
   const double correction2 = 1 - std::pow(s.beta2, static_cast<double>(s.step));
   return {static_cast<float>(s.grad_scale),          static_cast<float>(1 - s.lr * s.weight_decay),
@@ -34,7 +34,7 @@ struct Buffers {
 };
 
 // Operation by operation what torch.optim.AdamW does: mul_, lerp_, addcmul_, sqrt, div, add, addcdiv_.
-HEARTH_CPU_CLONES void update_range(Buffers b, Scalars s, float decay, int64_t begin, int64_t end) {
+HEARTH_CPU_CLONES void update_range(Buffers b, AdamWScalars s, float decay, int64_t begin, int64_t end) {
   float* __restrict master = b.master;
   float* __restrict exp_avg = b.exp_avg;
   float* __restrict exp_avg_sq = b.exp_avg_sq;
@@ -88,7 +88,7 @@ void for_each_piece(const std::vector<Range>& ranges, int64_t begin, int64_t end
   }
 }
 
-void step_cpu(const AdamWStep& step, Scalars scalars) {
+void step_cpu(const AdamWStep& step, AdamWScalars scalars) {
   const std::vector<Range> ranges = read_ranges(step.no_decay_ranges_R2, step.master.numel());
   if (step.grad_scale_tensor.defined()) scalars.grad_scale *= *step.grad_scale_tensor.const_data_ptr<float>();
   const Buffers buffers{step.master.data_ptr<float>(), step.grad.const_data_ptr<float>(),
@@ -101,7 +101,7 @@ void step_cpu(const AdamWStep& step, Scalars scalars) {
   if (step.model_param.defined()) step.model_param.copy_(step.master);
 }
 
-void step_plain(const AdamWStep& step, const Scalars& scalars) {
+void step_plain(const AdamWStep& step, const AdamWScalars& scalars) {
   at::Tensor decay = at::full({step.master.numel()}, scalars.decay, step.master.options());
   if (step.no_decay_ranges_R2.defined()) {
     const at::Tensor host = step.no_decay_ranges_R2.cpu();
@@ -148,6 +148,35 @@ at::Tensor sum_of_squares_cpu(const at::Tensor& x) {
   return at::full({1}, sum, x.options().dtype(at::kDouble));
 }
 
+#ifdef HEARTH_CUDA
+void step_cuda(const AdamWStep& step, const AdamWScalars& scalars) {
+  const CudaScope scope(step.master);
+  const at::Tensor& ranges = step.no_decay_ranges_R2;
+  adamw({.master = step.master.data_ptr<float>(),
+         .grad = step.grad.const_data_ptr<float>(),
+         .exp_avg = step.exp_avg.data_ptr<float>(),
+         .exp_avg_sq = step.exp_avg_sq.data_ptr<float>(),
+         .model_param = step.model_param.defined() ? step.model_param.data_ptr() : nullptr,
+         .grad_scale =
+             step.grad_scale_tensor.defined() ? step.grad_scale_tensor.const_data_ptr<float>() : nullptr,
+         .no_decay = ranges.defined() ? ranges.const_data_ptr<int64_t>() : nullptr,
+         .num_no_decay = ranges.defined() ? ranges.size(0) : 0,
+         .count = step.master.numel(),
+         .scalars = scalars},
+        scope.stream());
+}
+
+at::Tensor sum_of_squares_cuda(const at::Tensor& x) {
+  const CudaScope scope(x);
+  const auto options = x.options().dtype(at::kDouble);
+  at::Tensor workspace = at::empty({sum_of_squares_workspace_doubles(x.numel())}, options);
+  at::Tensor out = at::empty({1}, options);
+  sum_of_squares({x.const_data_ptr<float>(), x.numel(), workspace.data_ptr<double>(), out.data_ptr<double>()},
+                 scope.stream());
+  return out;
+}
+#endif
+
 void check_step(const AdamWStep& s) {
   constexpr const char* kOp = "adamw";
   HEARTH_REQUIRE(s.master.defined(), "adamw: master is undefined");
@@ -177,14 +206,20 @@ void check_step(const AdamWStep& s) {
 
 void adamw_step_op(const AdamWStep& step, KernelPath path) {
   check_step(step);
-  if (path == KernelPath::Plain || !step.master.is_cpu()) return step_plain(step, scalars_of(step));
+  if (path == KernelPath::Plain) return step_plain(step, scalars_of(step));
+#ifdef HEARTH_CUDA
+  if (step.master.is_cuda()) return step_cuda(step, scalars_of(step));
+#endif
   step_cpu(step, scalars_of(step));
 }
 
 at::Tensor sum_of_squares_op(const at::Tensor& x, KernelPath path) {
   HEARTH_REQUIRE(x.defined(), "sum_of_squares: x is undefined");
   check_fp32_flat("sum_of_squares", "x", x, x.numel(), x);
-  if (path == KernelPath::Plain || !x.is_cpu()) {
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && x.is_cuda()) return sum_of_squares_cuda(x);
+#endif
+  if (path == KernelPath::Plain) {
     const at::Tensor wide = x.to(at::kDouble);
     return wide.mul(wide).sum().view({1});
   }

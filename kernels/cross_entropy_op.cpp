@@ -11,6 +11,10 @@
 #include <limits>
 
 #include "kernels/cpu_simd.h"
+#ifdef HEARTH_CUDA
+#include "kernels/cross_entropy.h"
+#include "kernels/cuda_scope.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
@@ -140,6 +144,28 @@ at::Tensor forward_backward_plain(at::Tensor& logits_NV, const at::Tensor& targe
   return loss_N;
 }
 
+#ifdef HEARTH_CUDA
+// `launcher` is one of the two of cross_entropy.h; token_logprobs only reads the logits.
+at::Tensor run_cuda(void (*launcher)(const CrossEntropyArgs&, cudaStream_t), const at::Tensor& logits_NV,
+                    const at::Tensor& targets_N, double scale, int64_t valid_vocab, int64_t ignore_index) {
+  const CudaScope scope(logits_NV);
+  at::Tensor out_N = at::empty({logits_NV.size(0)}, logits_NV.options().dtype(at::kFloat));
+  launcher({.dtype = kernel_dtype(logits_NV),
+            .logits = logits_NV.data_ptr(),
+            .targets = targets_N.const_data_ptr(),
+            .targets_dtype = kernel_dtype(targets_N),
+            .out = out_N.data_ptr<float>(),
+            .rows = logits_NV.size(0),
+            .cols = logits_NV.size(1),
+            .row_stride = logits_NV.size(0) > 1 ? logits_NV.stride(0) : logits_NV.size(1),
+            .valid_vocab = valid_vocab,
+            .ignore_index = ignore_index,
+            .scale = static_cast<float>(scale)},
+           scope.stream());
+  return out_N;
+}
+#endif
+
 void check_inputs(const char* op, const at::Tensor& logits_NV, const at::Tensor& targets_N,
                   int64_t valid_vocab) {
   check_activation(op, "logits", logits_NV, 2);
@@ -162,8 +188,12 @@ at::Tensor cross_entropy_forward_backward_op(at::Tensor& logits_NV, const at::Te
                                              int64_t valid_vocab, int64_t ignore_index, KernelPath path) {
   constexpr const char* kOp = "cross_entropy_forward_backward";
   check_inputs(kOp, logits_NV, targets_N, valid_vocab);
-  if (path == KernelPath::Plain || !logits_NV.is_cpu())
+  if (path == KernelPath::Plain)
     return forward_backward_plain(logits_NV, targets_N, scale, valid_vocab, ignore_index);
+#ifdef HEARTH_CUDA
+  if (logits_NV.is_cuda())
+    return run_cuda(cross_entropy_forward_backward, logits_NV, targets_N, scale, valid_vocab, ignore_index);
+#endif
   const at::Tensor wide_targets = targets_N.to(at::kLong);
   const Targets targets{wide_targets.const_data_ptr<int64_t>(), ignore_index};
   check_targets_cpu(kOp, targets, wide_targets.numel(), valid_vocab);
@@ -173,7 +203,11 @@ at::Tensor cross_entropy_forward_backward_op(at::Tensor& logits_NV, const at::Te
 at::Tensor token_logprobs_op(const at::Tensor& logits_NV, const at::Tensor& targets_N, int64_t valid_vocab,
                              int64_t ignore_index, KernelPath path) {
   check_inputs("token_logprobs", logits_NV, targets_N, valid_vocab);
-  if (path == KernelPath::Plain || !logits_NV.is_cpu()) {
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && logits_NV.is_cuda())
+    return run_cuda(token_logprobs, logits_NV, targets_N, 0.0, valid_vocab, ignore_index);
+#endif
+  if (path == KernelPath::Plain) {
     const at::Tensor targets = targets_N.to(at::kLong);
     const at::Tensor logits = logits_NV.narrow(1, 0, valid_vocab).to(at::kFloat);
     return loss_plain(logits, targets, targets.eq(ignore_index)).neg();

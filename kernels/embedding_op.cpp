@@ -2,11 +2,16 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sort.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "kernels/cpu_simd.h"
+#ifdef HEARTH_CUDA
+#include "kernels/cuda_scope.h"
+#include "kernels/embedding.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
@@ -50,6 +55,37 @@ void backward_cpu(const at::Tensor& dy_in, const at::Tensor& ids_N, at::Tensor& 
   });
 }
 
+#ifdef HEARTH_CUDA
+at::Tensor forward_cuda(const at::Tensor& table_VD, const at::Tensor& ids_N) {
+  const CudaScope scope(table_VD);
+  at::Tensor out_ND = at::empty({ids_N.numel(), table_VD.size(1)}, table_VD.options());
+  embedding_forward({.dtype = kernel_dtype(table_VD),
+                     .table = table_VD.const_data_ptr(),
+                     .ids = ids_N.const_data_ptr(),
+                     .ids_dtype = kernel_dtype(ids_N),
+                     .out = out_ND.data_ptr(),
+                     .tokens = ids_N.numel(),
+                     .vocab = table_VD.size(0),
+                     .width = table_VD.size(1)},
+                    scope.stream());
+  return out_ND;
+}
+
+void backward_cuda(const at::Tensor& dy_ND, const at::Tensor& ids_N, at::Tensor& dtable_VD) {
+  const CudaScope scope(dy_ND);
+  const auto [sorted, order] = at::sort(ids_N, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  embedding_backward({.dtype = kernel_dtype(dy_ND),
+                      .dy = dy_ND.const_data_ptr(),
+                      .sorted_ids = sorted.const_data_ptr<int64_t>(),
+                      .tokens_of = order.const_data_ptr<int64_t>(),
+                      .dtable_accum = dtable_VD.data_ptr<float>(),
+                      .tokens = ids_N.numel(),
+                      .vocab = dtable_VD.size(0),
+                      .width = dtable_VD.size(1)},
+                     scope.stream());
+}
+#endif
+
 }  // namespace
 
 at::Tensor embedding_forward_op(const at::Tensor& table_VD, const at::Tensor& ids_N, KernelPath path) {
@@ -60,7 +96,10 @@ at::Tensor embedding_forward_op(const at::Tensor& table_VD, const at::Tensor& id
   check_ids("embedding_forward", "ids", ids_N, ids_N.numel(), table_VD);
   const at::Tensor ids = ids_N.to(at::kLong).view({-1});
   if (table_VD.is_cpu()) check_ids_cpu("embedding_forward", ids, table_VD.size(0));
-  if (path == KernelPath::Plain || !table_VD.is_cpu()) return table_VD.index_select(0, ids);
+  if (path == KernelPath::Plain) return table_VD.index_select(0, ids);
+#ifdef HEARTH_CUDA
+  if (table_VD.is_cuda()) return forward_cuda(table_VD, ids);
+#endif
   return forward_cpu(table_VD, ids);
 }
 
@@ -76,7 +115,10 @@ void embedding_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, at:
   check_fp32_flat(kOp, "dtable_accum", dtable_accum_VD, dtable_accum_VD.numel(), dy_ND);
   const at::Tensor ids = ids_N.to(at::kLong).view({-1});
   if (dy_ND.is_cpu()) check_ids_cpu(kOp, ids, dtable_accum_VD.size(0));
-  if (path == KernelPath::Plain || !dy_ND.is_cpu()) {
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && dy_ND.is_cuda()) return backward_cuda(dy_ND, ids, dtable_accum_VD);
+#endif
+  if (path == KernelPath::Plain) {
     dtable_accum_VD.index_add_(0, ids, dy_ND.to(at::kFloat));
     return;
   }

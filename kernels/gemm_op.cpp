@@ -1,7 +1,18 @@
 #include "kernels/gemm_op.h"
 
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+
+#ifdef HEARTH_CUDA
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "kernels/column_sum.h"
+#include "kernels/cuda_scope.h"
+#include "kernels/gemm.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
@@ -23,6 +34,91 @@ void backward_weight_aten(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::T
   dw_accum_MK.addmm_(dy_NM.to(at::kFloat).t(), x_NK.to(at::kFloat));
 }
 
+#ifdef HEARTH_CUDA
+// Runs on the context of the tensors' device and current stream. Contexts live as long as the process: they
+// hold only what can be rebuilt (handles, scratch memory, memoised heuristics), so this static is not state
+// that anyone can see. They are never destroyed, because the CUDA driver may be gone before static
+// destructors run.
+void run_gemm(const GemmArgs& args, const at::Tensor& on) {
+  static std::mutex mutex;
+  static auto& contexts = *new std::map<std::pair<int, cudaStream_t>, GemmContext>;
+  const CudaScope scope(on);
+  const std::lock_guard lock(mutex);
+  contexts[{on.device().index(), scope.stream()}].run(args, scope.stream());
+}
+
+bool is_empty(const GemmArgs& args) {
+  return args.m == 0 || args.n == 0 || args.k == 0;
+}
+
+at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M) {
+  at::Tensor y_NM = at::empty({x_NK.size(0), w_MK.size(0)}, x_NK.options());
+  const GemmArgs args{.operand_dtype = kernel_dtype(x_NK),
+                      .d_dtype = kernel_dtype(x_NK),
+                      .a_transpose = Transpose::No,
+                      .b_transpose = Transpose::Yes,
+                      .m = x_NK.size(0),
+                      .n = w_MK.size(0),
+                      .k = x_NK.size(1),
+                      .a = x_NK.const_data_ptr(),
+                      .b = w_MK.const_data_ptr(),
+                      .d = y_NM.data_ptr(),
+                      .bias = bias_M.defined() ? bias_M.const_data_ptr() : nullptr,
+                      .beta = 0.0f};
+  if (is_empty(args)) return forward_aten(x_NK, w_MK, bias_M);
+  run_gemm(args, x_NK);
+  return y_NM;
+}
+
+at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK) {
+  at::Tensor dx_NK = at::empty({dy_NM.size(0), w_MK.size(1)}, dy_NM.options());
+  const GemmArgs args{.operand_dtype = kernel_dtype(dy_NM),
+                      .d_dtype = kernel_dtype(dy_NM),
+                      .a_transpose = Transpose::No,
+                      .b_transpose = Transpose::No,
+                      .m = dy_NM.size(0),
+                      .n = w_MK.size(1),
+                      .k = w_MK.size(0),
+                      .a = dy_NM.const_data_ptr(),
+                      .b = w_MK.const_data_ptr(),
+                      .d = dx_NK.data_ptr(),
+                      .bias = nullptr,
+                      .beta = 0.0f};
+  if (is_empty(args)) return at::mm(dy_NM, w_MK);
+  run_gemm(args, dy_NM);
+  return dx_NK;
+}
+
+void column_sum_cuda(const at::Tensor& dy_NM, at::Tensor& db_accum_M) {
+  const CudaScope scope(dy_NM);
+  const int64_t rows = dy_NM.size(0), cols = dy_NM.size(1);
+  at::Tensor workspace = at::empty({column_sum_workspace_floats(rows, cols)}, db_accum_M.options());
+  column_sum({.dtype = kernel_dtype(dy_NM),
+              .x = dy_NM.const_data_ptr(),
+              .accum = db_accum_M.data_ptr<float>(),
+              .workspace = workspace.data_ptr<float>(),
+              .rows = rows,
+              .cols = cols},
+             scope.stream());
+}
+
+void backward_weight_cuda(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK) {
+  const GemmArgs args{.operand_dtype = kernel_dtype(dy_NM),
+                      .d_dtype = DType::F32,
+                      .a_transpose = Transpose::Yes,
+                      .b_transpose = Transpose::No,
+                      .m = dy_NM.size(1),
+                      .n = x_NK.size(1),
+                      .k = dy_NM.size(0),
+                      .a = dy_NM.const_data_ptr(),
+                      .b = x_NK.const_data_ptr(),
+                      .d = dw_accum_MK.data_ptr(),
+                      .bias = nullptr,
+                      .beta = 1.0f};
+  if (!is_empty(args)) run_gemm(args, dy_NM);
+}
+#endif
+
 }  // namespace
 
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
@@ -40,7 +136,10 @@ at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, con
                    "{}: bias must be [{}] of x's dtype and device, got {}", kOp, w_MK.size(0),
                    describe(bias_M));
   }
-  static_cast<void>(path);
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && x_NK.is_cuda()) return forward_cuda(x_NK, w_MK, bias_M);
+#endif
+  static_cast<void>(path);  // on the CPU ATen is the only path
   return forward_aten(x_NK, w_MK, bias_M);
 }
 
@@ -51,6 +150,9 @@ at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w
   check_matrix(kOp, "w", w_MK, dy_NM);
   HEARTH_REQUIRE(dy_NM.size(1) == w_MK.size(0), "{}: dy [N, M] and w [M, K] must share M, got {} and {}", kOp,
                  describe(dy_NM), describe(w_MK));
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && dy_NM.is_cuda()) return backward_input_cuda(dy_NM, w_MK);
+#endif
   static_cast<void>(path);
   return at::mm(dy_NM, w_MK);
 }
@@ -68,6 +170,13 @@ void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, 
   HEARTH_REQUIRE(dw_accum_MK.dim() == 2 && dw_accum_MK.size(0) == outputs,
                  "{}: dw_accum must be [{}, {}], got {}", kOp, outputs, inputs, describe(dw_accum_MK));
   if (db_accum_M) check_fp32_flat(kOp, "db_accum", *db_accum_M, outputs, dy_NM);
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && dy_NM.is_cuda()) {
+    backward_weight_cuda(dy_NM, x_NK, dw_accum_MK);
+    if (db_accum_M) column_sum_cuda(dy_NM, *db_accum_M);
+    return;
+  }
+#endif
   static_cast<void>(path);
   backward_weight_aten(dy_NM, x_NK, dw_accum_MK);
   if (db_accum_M) db_accum_M->add_(dy_NM.sum(c10::IntArrayRef{0}, /*keepdim=*/false, at::kFloat));

@@ -9,22 +9,28 @@
 #include <cmath>
 
 #include "kernels/cpu_simd.h"
+#include "kernels/row_layout.h"
+#ifdef HEARTH_CUDA
+#include "kernels/cuda_scope.h"
+#include "kernels/rms_norm.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
 
 using cpu::kLanes;
 
-// Rows of a [N, D] or [N, H, D] tensor, in order; row r starts at (r / inner) * outer_stride + (r % inner) *
-// inner_stride.
-struct RowMap {
-  int64_t rows = 0, cols = 0, inner = 1, outer_stride = 0, inner_stride = 0;
-  int64_t offset(int64_t row) const { return (row / inner) * outer_stride + (row % inner) * inner_stride; }
+struct Rows {
+  int64_t rows = 0, cols = 0;
+  RowLayout layout;
+  int64_t offset(int64_t row) const { return layout.offset(row); }
 };
 
-RowMap row_map(const at::Tensor& x) {
-  if (x.dim() == 2) return {x.size(0), x.size(1), 1, x.stride(0), 0};
-  return {x.size(0) * x.size(1), x.size(2), x.size(1), x.stride(0), x.stride(1)};
+// Of a [N, D] or [N, H, D] tensor; an undefined one has none.
+Rows rows_of(const at::Tensor& x) {
+  if (!x.defined()) return {};
+  if (x.dim() == 2) return {x.size(0), x.size(1), {1, x.stride(0), 0}};
+  return {x.size(0) * x.size(1), x.size(2), {x.size(1), x.stride(0), x.stride(1)}};
 }
 
 HEARTH_CPU_CLONES float sum_of_squares(const float* x, int64_t count) {
@@ -72,7 +78,7 @@ HEARTH_CPU_CLONES void weight_gradient_row(const float* dy, const float* x, floa
 
 RmsNormForward forward_cpu(const at::Tensor& x_in, const at::Tensor& w_in, double eps) {
   const at::Tensor x = widen(x_in), w_D = widen(w_in);
-  const RowMap map = row_map(x);
+  const Rows map = rows_of(x);
   at::Tensor y = at::empty(x.sizes(), x.options()), rstd_N = at::empty({map.rows}, x.options());
   const float *xp = x.const_data_ptr<float>(), *wp = w_D.const_data_ptr<float>();
   float *yp = y.data_ptr<float>(), *rp = rstd_N.data_ptr<float>();
@@ -91,7 +97,7 @@ RmsNormForward forward_cpu(const at::Tensor& x_in, const at::Tensor& w_in, doubl
 void weight_gradient_cpu(const at::Tensor& dy, const at::Tensor& x, const float* rstd, float* dw) {
   constexpr int64_t kTile =
       64;  // columns: 256 bytes of each row, and the accumulators stay in the first cache
-  const RowMap dy_map = row_map(dy), x_map = row_map(x);
+  const Rows dy_map = rows_of(dy), x_map = rows_of(x);
   const float *dyp = dy.const_data_ptr<float>(), *xp = x.const_data_ptr<float>();
   const int64_t tiles = (x_map.cols + kTile - 1) / kTile;
   const int64_t grain =
@@ -112,8 +118,8 @@ at::Tensor backward_cpu(const at::Tensor& dy_in, const at::Tensor& x_in, const a
                         const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_in) {
   const at::Tensor dy = widen(dy_in), x = widen(x_in), w_D = widen(w_in);
   const at::Tensor residual = residual_in.defined() ? widen(residual_in) : at::Tensor();
-  const RowMap dy_map = row_map(dy), x_map = row_map(x);
-  const RowMap residual_map = residual.defined() ? row_map(residual) : RowMap{};
+  const Rows dy_map = rows_of(dy), x_map = rows_of(x);
+  const Rows residual_map = rows_of(residual);
   at::Tensor dx = at::empty(x.sizes(), x.options());
   const float *dyp = dy.const_data_ptr<float>(), *xp = x.const_data_ptr<float>(),
               *wp = w_D.const_data_ptr<float>();
@@ -154,6 +160,51 @@ at::Tensor backward_plain(const at::Tensor& dy_in, const at::Tensor& x_in, const
   return dx.to(x_in.scalar_type()).contiguous();
 }
 
+#ifdef HEARTH_CUDA
+RmsNormForward forward_cuda(const at::Tensor& x, const at::Tensor& w_D, double eps) {
+  const CudaScope scope(x);
+  const Rows rows = rows_of(x);
+  RmsNormForward out{at::empty(x.sizes(), x.options()),
+                     at::empty({rows.rows}, x.options().dtype(at::kFloat))};
+  rms_norm_forward({.dtype = kernel_dtype(x),
+                    .x = x.const_data_ptr(),
+                    .x_rows = rows.layout,
+                    .w = w_D.const_data_ptr(),
+                    .y = out.y.data_ptr(),
+                    .rstd = out.rstd.data_ptr<float>(),
+                    .rows = rows.rows,
+                    .cols = rows.cols,
+                    .eps = static_cast<float>(eps)},
+                   scope.stream());
+  return out;
+}
+
+at::Tensor backward_cuda(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w_D,
+                         const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_grad) {
+  const CudaScope scope(x);
+  const Rows rows = rows_of(x);
+  at::Tensor dx = at::empty(x.sizes(), x.options());
+  const int64_t floats = dw_accum_D.defined() ? rms_norm_backward_workspace_floats(rows.rows, rows.cols) : 0;
+  at::Tensor workspace = at::empty({floats}, x.options().dtype(at::kFloat));
+  rms_norm_backward({.dtype = kernel_dtype(x),
+                     .dy = dy.const_data_ptr(),
+                     .dy_rows = rows_of(dy).layout,
+                     .x = x.const_data_ptr(),
+                     .x_rows = rows.layout,
+                     .w = w_D.const_data_ptr(),
+                     .rstd = rstd_N.const_data_ptr<float>(),
+                     .residual = residual_grad.defined() ? residual_grad.const_data_ptr() : nullptr,
+                     .residual_rows = rows_of(residual_grad).layout,
+                     .dx = dx.data_ptr(),
+                     .dw_accum = dw_accum_D.defined() ? dw_accum_D.data_ptr<float>() : nullptr,
+                     .workspace = workspace.data_ptr<float>(),
+                     .rows = rows.rows,
+                     .cols = rows.cols},
+                    scope.stream());
+  return dx;
+}
+#endif
+
 void check_inputs(const char* op, const at::Tensor& x, const at::Tensor& w_D) {
   HEARTH_REQUIRE(x.defined() && (x.dim() == 2 || x.dim() == 3), "{}: x must be [N, D] or [N, H, D], got {}",
                  op, describe(x));
@@ -171,7 +222,10 @@ RmsNormForward rms_norm_forward_op(const at::Tensor& x, const at::Tensor& w_D, d
   check_inputs("rms_norm_forward", x, w_D);
   HEARTH_REQUIRE(std::isfinite(eps) && eps >= 0, "rms_norm_forward: eps must be finite and >= 0, got {}",
                  eps);
-  if (path == KernelPath::Plain || !x.is_cpu()) return forward_plain(x, w_D, eps);
+  if (path == KernelPath::Plain) return forward_plain(x, w_D, eps);
+#ifdef HEARTH_CUDA
+  if (x.is_cuda()) return forward_cuda(x, w_D, eps);
+#endif
   return forward_cpu(x, w_D, eps);
 }
 
@@ -187,8 +241,10 @@ at::Tensor rms_norm_backward_op(const at::Tensor& dy, const at::Tensor& x, const
     check_same("rms_norm_backward", "residual_grad and x", residual_grad, x);
     check_activation("rms_norm_backward", "residual_grad", residual_grad, x.dim());
   }
-  if (path == KernelPath::Plain || !x.is_cpu())
-    return backward_plain(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+  if (path == KernelPath::Plain) return backward_plain(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+#ifdef HEARTH_CUDA
+  if (x.is_cuda()) return backward_cuda(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+#endif
   return backward_cpu(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
 }
 

@@ -12,6 +12,10 @@
 #include <vector>
 
 #include "kernels/cpu_simd.h"
+#ifdef HEARTH_CUDA
+#include "kernels/cuda_scope.h"
+#include "kernels/rope.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
@@ -73,6 +77,31 @@ void rotate_plain(const at::Tensor& x_NHD, const RopeTable& table, const at::Ten
   const at::Tensor x = x_NHD.to(at::kFloat), a = x.narrow(2, 0, half), b = x.narrow(2, half, half);
   out.copy_(at::cat({a.mul(cosine).sub(b.mul(sine)), b.mul(cosine).add(a.mul(sine))}, 2));
 }
+
+#ifdef HEARTH_CUDA
+RopeTensor rope_tensor(const at::Tensor& in, at::Tensor& out) {
+  return {in.const_data_ptr(), out.data_ptr(), in.size(1),   in.stride(0),
+          in.stride(1),        out.stride(0),  out.stride(1)};
+}
+
+void rotate_cuda(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const RopeTable& table,
+                 const at::Tensor& positions_N, RopeDirection direction, at::Tensor& q_out,
+                 at::Tensor& k_out) {
+  const CudaScope scope(q_NHD);
+  rope({.dtype = kernel_dtype(q_NHD),
+        .q = rope_tensor(q_NHD, q_out),
+        .k = rope_tensor(k_NKD, k_out),
+        .cosine = table.cos_PD2.const_data_ptr<float>(),
+        .sine = table.sin_PD2.const_data_ptr<float>(),
+        .positions = positions_N.const_data_ptr(),
+        .positions_dtype = kernel_dtype(positions_N),
+        .num_positions = table.cos_PD2.size(0),
+        .tokens = q_NHD.size(0),
+        .head_dim = q_NHD.size(2),
+        .sign = direction == RopeDirection::Forward ? 1.0f : -1.0f},
+       scope.stream());
+}
+#endif
 
 void check_tensors(const at::Tensor& q, const at::Tensor& k, const RopeTable& table,
                    const at::Tensor& positions_N) {
@@ -137,10 +166,13 @@ void rope_out_op(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const RopeTab
   check_same("rope", "k and its output", k_NKD, k_out);
   check_activation("rope", "q_out", q_out, 3);
   check_activation("rope", "k_out", k_out, 3);
-  if (path == KernelPath::Plain || !q_NHD.is_cpu()) {
+  if (path == KernelPath::Plain) {
     rotate_plain(q_NHD, table, positions_N, direction, q_out);
     return rotate_plain(k_NKD, table, positions_N, direction, k_out);
   }
+#ifdef HEARTH_CUDA
+  if (q_NHD.is_cuda()) return rotate_cuda(q_NHD, k_NKD, table, positions_N, direction, q_out, k_out);
+#endif
   const std::vector<int64_t> positions = checked_positions(positions_N, table.cos_PD2.size(0));
   rotate_any_cpu(q_NHD, table, positions, direction, q_out);
   rotate_any_cpu(k_NKD, table, positions, direction, k_out);

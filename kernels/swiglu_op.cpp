@@ -7,6 +7,10 @@
 #include <ATen/ops/silu.h>
 
 #include "kernels/cpu_simd.h"
+#ifdef HEARTH_CUDA
+#include "kernels/cuda_scope.h"
+#include "kernels/swiglu.h"
+#endif
 
 namespace hearth::kernels {
 namespace {
@@ -68,6 +72,30 @@ at::Tensor backward_plain(const at::Tensor& dh_NF, const at::Tensor& gu_N2F) {
   return at::cat({dh.mul(up).mul(slope), dh.mul(silu)}, 1).to(gu_N2F.scalar_type());
 }
 
+#ifdef HEARTH_CUDA
+at::Tensor forward_cuda(const at::Tensor& gu_N2F) {
+  const CudaScope scope(gu_N2F);
+  const int64_t rows = gu_N2F.size(0), width = gu_N2F.size(1) / 2;
+  at::Tensor h_NF = at::empty({rows, width}, gu_N2F.options());
+  swiglu_forward({kernel_dtype(gu_N2F), gu_N2F.const_data_ptr(), h_NF.data_ptr(), rows, width},
+                 scope.stream());
+  return h_NF;
+}
+
+at::Tensor backward_cuda(const at::Tensor& dh_NF, const at::Tensor& gu_N2F) {
+  const CudaScope scope(gu_N2F);
+  at::Tensor dgu_N2F = at::empty(gu_N2F.sizes(), gu_N2F.options());
+  swiglu_backward({.dtype = kernel_dtype(gu_N2F),
+                   .dh = dh_NF.const_data_ptr(),
+                   .gu = gu_N2F.const_data_ptr(),
+                   .dgu = dgu_N2F.data_ptr(),
+                   .rows = gu_N2F.size(0),
+                   .width = gu_N2F.size(1) / 2},
+                  scope.stream());
+  return dgu_N2F;
+}
+#endif
+
 void check_input(const char* op, const at::Tensor& gu_N2F) {
   check_activation(op, "gu", gu_N2F, 2);
   HEARTH_REQUIRE(gu_N2F.is_contiguous() && gu_N2F.size(1) > 0 && gu_N2F.size(1) % 2 == 0,
@@ -78,7 +106,10 @@ void check_input(const char* op, const at::Tensor& gu_N2F) {
 
 at::Tensor swiglu_forward_op(const at::Tensor& gu_N2F, KernelPath path) {
   check_input("swiglu_forward", gu_N2F);
-  if (path == KernelPath::Plain || !gu_N2F.is_cpu()) return forward_plain(gu_N2F);
+  if (path == KernelPath::Plain) return forward_plain(gu_N2F);
+#ifdef HEARTH_CUDA
+  if (gu_N2F.is_cuda()) return forward_cuda(gu_N2F);
+#endif
   return forward_cpu(gu_N2F);
 }
 
@@ -90,7 +121,10 @@ at::Tensor swiglu_backward_op(const at::Tensor& dh_NF, const at::Tensor& gu_N2F,
                      dh_NF.device() == gu_N2F.device(),
                  "swiglu_backward: dh must be contiguous [N, F] for gu [N, 2F], got {} and {}",
                  describe(dh_NF), describe(gu_N2F));
-  if (path == KernelPath::Plain || !gu_N2F.is_cpu()) return backward_plain(dh_NF, gu_N2F);
+  if (path == KernelPath::Plain) return backward_plain(dh_NF, gu_N2F);
+#ifdef HEARTH_CUDA
+  if (gu_N2F.is_cuda()) return backward_cuda(dh_NF, gu_N2F);
+#endif
   return backward_cpu(dh_NF, gu_N2F);
 }
 

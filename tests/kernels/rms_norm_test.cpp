@@ -45,10 +45,14 @@ BOOST_DATA_TEST_CASE(backward_is_as_accurate_as_plain_arithmetic,
     const auto start = values<float>(before);
     for (size_t c = 0; c < start.size(); ++c) want.dw[c] += start[c], plain.dw[c] += start[c];
     const at::Tensor rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    // dx = rstd (dy w - ...): in narrow rows the difference nearly vanishes, and four fp32 roundings of its
+    // terms remain.
+    const double cancellation =
+        4 * 0x1p-24 * rstd.max().item<double>() * dy.to(at::kFloat).mul(w).abs().max().item<double>();
     for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
       at::Tensor dw = before.clone();
       const at::Tensor dx = rms_norm_backward_op(dy, x, w, rstd, dw, {}, path);
-      check_close("dx", dx, plain.dx, want.dx);
+      check_close("dx", dx, plain.dx, want.dx, cancellation);
       check_close("dw", dw, std::vector<float>(plain.dw.begin(), plain.dw.end()), want.dw);
     }
   });

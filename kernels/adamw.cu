@@ -1,0 +1,147 @@
+#include "kernels/adamw.h"
+
+#include "kernels/cuda_device.cuh"
+
+namespace hearth::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kSumThreads = 256, kSumVecs = 8;                      // 8 independent 16-byte loads per thread
+constexpr int64_t kSumBlock = int64_t{kSumThreads} * kSumVecs * 4;  // elements per partial sum
+constexpr int kFinalThreads = 1024;
+
+// Operation by operation what torch.optim.AdamW does; the compiler fuses multiply-adds, which only drops
+// roundings.
+__device__ __forceinline__ void update(float& master, float grad, float& exp_avg, float& exp_avg_sq,
+                                       float decay, const AdamWScalars& s) {
+  master *= decay;
+  exp_avg += s.beta1_rest * (grad - exp_avg);
+  exp_avg_sq = exp_avg_sq * s.beta2 + s.beta2_rest * grad * grad;
+  const float denominator = sqrtf(exp_avg_sq) / s.bias_correction2_sqrt + s.eps;
+  master += s.negative_step_size * exp_avg / denominator;
+}
+
+// Index of the first range that ends after element i. The table is small and stays in the caches.
+__device__ __forceinline__ int64_t first_range_after(const AdamWArgs& a, int64_t i) {
+  int64_t low = 0, high = a.num_no_decay;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    a.no_decay[2 * middle + 1] > i ? high = middle : low = middle + 1;
+  }
+  return low;
+}
+
+// Elements [first, first + kVec * vectors). kVec = 4, or 1 for unaligned buffers and the last elements.
+template <int kVec>
+__global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int64_t first, int64_t vectors) {
+  const int64_t vector = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (vector >= vectors) return;
+  const int64_t begin = first + vector * kVec;
+  const float grad_scale = a.grad_scale ? a.scalars.grad_scale * *a.grad_scale : a.scalars.grad_scale;
+  auto master = load<float, kVec>(a.master + begin);
+  const auto grad = load<float, kVec>(a.grad + begin);
+  auto exp_avg = load<float, kVec>(a.exp_avg + begin), exp_avg_sq = load<float, kVec>(a.exp_avg_sq + begin);
+  int64_t range = first_range_after(a, begin);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
+    const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
+    update(master.at[i], grad.at[i] * grad_scale, exp_avg.at[i], exp_avg_sq.at[i],
+           plain ? 1.0f : a.scalars.decay, a.scalars);
+  }
+  store(a.master + begin, master);
+  store(a.exp_avg + begin, exp_avg);
+  store(a.exp_avg_sq + begin, exp_avg_sq);
+  if (a.model_param) {
+    Vec<Bf16Device, kVec> rounded;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) rounded.at[i] = from_float<Bf16Device>(master.at[i]);
+    store(static_cast<Bf16Device*>(a.model_param) + begin, rounded);
+  }
+}
+
+template <int kVec>
+void launch(const AdamWArgs& a, int64_t first, int64_t vectors, cudaStream_t stream) {
+  if (vectors == 0) return;
+  adamw_kernel<kVec>
+      <<<grid_size("adamw", (vectors + kThreads - 1) / kThreads), kThreads, 0, stream>>>(a, first, vectors);
+  HEARTH_CUDA_CHECK(cudaGetLastError());
+}
+
+__device__ __forceinline__ double warp_sum(double value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
+  return value;
+}
+
+// Valid in thread 0 only.
+template <int kBlockThreads>
+__device__ double block_sum_double(double value) {
+  __shared__ double warps[kBlockThreads / kWarp];
+  value = warp_sum(value);
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+  __syncthreads();  // all warps have written before thread 0 adds them
+  double sum = 0;
+  if (threadIdx.x == 0)
+    for (int warp = 0; warp < kBlockThreads / kWarp; ++warp) sum += warps[warp];
+  return sum;
+}
+
+template <int kVec>
+__global__ void __launch_bounds__(kSumThreads) sum_of_squares_kernel(const SumOfSquares a) {
+  const int64_t begin = int64_t{blockIdx.x} * kSumBlock;
+  const int64_t end = begin + kSumBlock < a.count ? begin + kSumBlock : a.count;
+  double sum = 0;
+#pragma unroll(8)
+  for (int64_t i = begin + int64_t{threadIdx.x} * kVec; i < end; i += kSumThreads * kVec) {
+    if (kVec == 1 || i + kVec <= end) {
+      const auto x = load<float, kVec>(a.x + i);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) sum += static_cast<double>(x.at[j]) * x.at[j];
+    } else {
+      for (int64_t j = i; j < end; ++j) sum += static_cast<double>(a.x[j]) * a.x[j];
+    }
+  }
+  sum = block_sum_double<kSumThreads>(sum);
+  if (threadIdx.x == 0) a.workspace[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(kFinalThreads)
+    sum_partials_kernel(const double* partial, int64_t count, double* out) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kFinalThreads) sum += partial[i];
+  sum = block_sum_double<kFinalThreads>(sum);
+  if (threadIdx.x == 0) *out = sum;
+}
+
+}  // namespace
+
+void adamw(const AdamWArgs& args, cudaStream_t stream) {
+  const bool aligned = is_aligned_16(args.master) && is_aligned_16(args.grad) &&
+                       is_aligned_16(args.exp_avg) && is_aligned_16(args.exp_avg_sq) &&
+                       reinterpret_cast<uintptr_t>(args.model_param) % 8 == 0;
+  const int64_t in_vectors = aligned ? args.count / 4 * 4 : 0;
+  launch<4>(args, 0, in_vectors / 4, stream);
+  launch<1>(args, in_vectors, args.count - in_vectors, stream);
+}
+
+int64_t sum_of_squares_workspace_doubles(int64_t count) {
+  return (count + kSumBlock - 1) / kSumBlock;
+}
+
+void sum_of_squares(const SumOfSquares& args, cudaStream_t stream) {
+  const int64_t blocks = sum_of_squares_workspace_doubles(args.count);
+  if (blocks > 0) {
+    const unsigned grid = grid_size("sum_of_squares", blocks);
+    if (is_aligned_16(args.x)) {
+      sum_of_squares_kernel<4><<<grid, kSumThreads, 0, stream>>>(args);
+    } else {
+      sum_of_squares_kernel<1><<<grid, kSumThreads, 0, stream>>>(args);
+    }
+    HEARTH_CUDA_CHECK(cudaGetLastError());
+  }
+  sum_partials_kernel<<<1, kFinalThreads, 0, stream>>>(args.workspace, blocks, args.out);
+  HEARTH_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace hearth::kernels

@@ -1,0 +1,34 @@
+// Column sums added to an fp32 buffer, in two stages and a fixed order: what bias and norm-weight gradients
+// need. Launchers only: no torch. Enqueue on `stream`, never allocate, never synchronize. Thread-safe.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace hearth::kernels {
+
+// accum[c] += sum over p of partial[p, c], p in order within each of 8 interleaved lanes.
+struct AddPartialRows {
+  const float* partial;  // [num_partials, cols], contiguous
+  float* accum;          // [cols]
+  int64_t num_partials;
+  int64_t cols;
+};
+void add_partial_rows(const AddPartialRows& args, cudaStream_t stream);
+
+// accum[c] += sum over r of x[r, c].
+struct ColumnSum {
+  DType dtype;       // of x: F32 or BF16
+  const void* x;     // [rows, cols], contiguous
+  float* accum;      // [cols]
+  float* workspace;  // column_sum_workspace_floats(rows, cols)
+  int64_t rows;
+  int64_t cols;
+};
+int64_t column_sum_workspace_floats(int64_t rows, int64_t cols);
+void column_sum(const ColumnSum& args, cudaStream_t stream);
+
+}  // namespace hearth::kernels

@@ -1,0 +1,209 @@
+#include "kernels/cross_entropy.h"
+
+#include "kernels/cuda_device.cuh"
+
+namespace hearth::kernels {
+namespace {
+
+// 1024 threads: one row of 128k columns then takes 16 vectors a thread, and two blocks fill an SM (32
+// registers).
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
+
+enum class Mode { LossAndGradient, Logprob };
+
+// For bf16 logits the hardware's approximate exponential is far inside the rounding of the store.
+template <class T>
+__device__ __forceinline__ float exponential(float x) {
+  if constexpr (sizeof(T) == 2) return __expf(x);
+  return expf(x);
+}
+
+// Maximum and sum of exp(x - maximum) of what a thread has seen.
+struct Online {
+  float max = kLowest, sum = 0.0f;
+};
+
+template <class T>
+__device__ __forceinline__ Online merge(Online a, Online b) {
+  const float max = fmaxf(a.max, b.max);
+  return {max, a.sum * exponential<T>(a.max - max) + b.sum * exponential<T>(b.max - max)};
+}
+
+// Merges over the block in a fixed order; every thread returns the result. Called once per block.
+template <class T>
+__device__ Online block_merge(Online value) {
+  __shared__ Online warps[kWarps];
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = merge<T>(value, {__shfl_xor_sync(kFullMask, value.max, offset),
+                             __shfl_xor_sync(kFullMask, value.sum, offset)});
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+  __syncthreads();  // all warps have written before anyone reads
+  value = warps[threadIdx.x % kWarp];
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = merge<T>(value, {__shfl_xor_sync(kFullMask, value.max, offset),
+                             __shfl_xor_sync(kFullMask, value.sum, offset)});
+  return value;
+}
+
+// Adds one vector that starts at column c; columns from `valid` on do not count.
+template <class T, int kVec>
+__device__ __forceinline__ void add_vector(Online& state, const Vec<T, kVec>& x, int64_t c, int64_t valid) {
+  float max = state.max;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i)
+    if (c + i < valid) max = fmaxf(max, to_float(x.at[i]));
+  float sum = state.sum * exponential<T>(state.max - max);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i)
+    if (c + i < valid) sum += exponential<T>(to_float(x.at[i]) - max);
+  state = {max, sum};
+}
+
+struct Gradient {
+  float max, factor, scale;  // factor = scale / sum
+  int64_t target, valid;
+};
+
+template <class T, int kVec>
+__device__ __forceinline__ Vec<T, kVec> gradient_of(const Vec<T, kVec>& x, int64_t c, const Gradient& g) {
+  Vec<T, kVec> out;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    float value = c + i < g.valid ? exponential<T>(to_float(x.at[i]) - g.max) * g.factor : 0.0f;
+    if (c + i == g.target) value -= g.scale;
+    out.at[i] = from_float<T>(value);
+  }
+  return out;
+}
+
+// What a row needs before its logits are overwritten.
+struct Row {
+  int64_t target;
+  bool ignored;
+  float target_logit;  // NaN for a target outside the vocabulary
+};
+
+template <class T>
+__device__ __forceinline__ Row read_row(const CrossEntropyArgs& a, const T* logits) {
+  const int64_t target = read_id(a.targets, a.targets_dtype == DType::I64, blockIdx.x);
+  const bool inside = target >= 0 && target < a.valid_vocab;
+  return {target, target == a.ignore_index, inside ? to_float(logits[target]) : __int_as_float(0x7fffffff)};
+}
+
+template <class T, int kVec>
+__device__ void write_zeros(T* logits, int64_t cols) {
+  Vec<T, kVec> zero;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) zero.at[i] = from_float<T>(0.0f);
+  for (int64_t c = int64_t{threadIdx.x} * kVec; c < cols; c += kThreads * kVec) store(logits + c, zero);
+}
+
+// Stores the row's result and returns what the gradient needs.
+template <Mode kMode>
+__device__ __forceinline__ Gradient finish(const CrossEntropyArgs& a, const Row& row, Online total) {
+  const float loss = logf(total.sum) + total.max - row.target_logit;
+  if (threadIdx.x == 0) a.out[blockIdx.x] = kMode == Mode::Logprob ? -loss : loss;
+  // A wrong target makes the whole row NaN, so that the gradient cannot pass for a good one.
+  const float scale = row.target_logit == row.target_logit ? a.scale : row.target_logit;
+  return {total.max, scale / total.sum, scale, row.target, a.valid_vocab};
+}
+
+// Rows that fit: kVecs vectors a thread stay in registers.
+template <class T, int kVecs, Mode kMode>
+__global__ void __launch_bounds__(kThreads) cross_entropy_cached_kernel(const CrossEntropyArgs a) {
+  constexpr int kVec = kVecElements<T>;
+  T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
+  const Row row = read_row(a, logits);
+  if (row.ignored) {
+    if (threadIdx.x == 0) a.out[blockIdx.x] = 0.0f;
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kVec>(logits, a.cols);
+    return;
+  }
+  Vec<T, kVec> kept[kVecs];
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    const int c = (v * kThreads + threadIdx.x) * kVec;
+    if (c < a.cols) kept[v] = load<T, kVec>(logits + c);
+  }
+  Online state;
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    const int c = (v * kThreads + threadIdx.x) * kVec;
+    if (c < a.valid_vocab) add_vector(state, kept[v], c, a.valid_vocab);
+  }
+  const Gradient gradient = finish<kMode>(a, row, block_merge<T>(state));
+  if constexpr (kMode == Mode::LossAndGradient) {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      const int c = (v * kThreads + threadIdx.x) * kVec;
+      if (c < a.cols) store(logits + c, gradient_of(kept[v], c, gradient));
+    }
+  }
+}
+
+// Any width, and with kVec = 1 any alignment. Two vectors are in flight per thread.
+template <class T, int kVec, Mode kMode>
+__global__ void __launch_bounds__(kThreads) cross_entropy_streaming_kernel(const CrossEntropyArgs a) {
+  T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
+  const Row row = read_row(a, logits);
+  if (row.ignored) {
+    if (threadIdx.x == 0) a.out[blockIdx.x] = 0.0f;
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kVec>(logits, a.cols);
+    return;
+  }
+  Online state;
+#pragma unroll 2
+  for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.valid_vocab; c += kThreads * kVec)
+    add_vector(state, load<T, kVec>(logits + c), c, a.valid_vocab);
+  // block_merge's barrier also keeps the stores below behind every thread's read of the target's logit.
+  const Gradient gradient = finish<kMode>(a, row, block_merge<T>(state));
+  if constexpr (kMode == Mode::LossAndGradient) {
+#pragma unroll 2
+    for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.cols; c += kThreads * kVec)
+      store(logits + c, gradient_of(load<T, kVec>(logits + c), c, gradient));
+  }
+}
+
+template <class T, Mode kMode>
+void launch(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
+  constexpr int kVec = kVecElements<T>, kSweep = kThreads * kVec;
+  const bool aligned = a.cols % kVec == 0 && a.row_stride % kVec == 0 && is_aligned_16(a.logits);
+  if (!aligned) {
+    cross_entropy_streaming_kernel<T, 1, kMode><<<grid, kThreads, 0, stream>>>(a);
+  } else if (a.cols <= kSweep) {
+    cross_entropy_cached_kernel<T, 1, kMode><<<grid, kThreads, 0, stream>>>(a);
+  } else if (a.cols <= 4 * kSweep) {
+    cross_entropy_cached_kernel<T, 4, kMode><<<grid, kThreads, 0, stream>>>(a);
+  } else if (a.cols <= 6 * kSweep) {  // 49152 bf16 columns; 8 vectors would spill at 64 registers a thread
+    cross_entropy_cached_kernel<T, 6, kMode><<<grid, kThreads, 0, stream>>>(a);
+  } else {
+    cross_entropy_streaming_kernel<T, kVec, kMode><<<grid, kThreads, 0, stream>>>(a);
+  }
+}
+
+template <Mode kMode>
+void run(const char* op, const CrossEntropyArgs& args, cudaStream_t stream) {
+  require_launch(args.valid_vocab > 0 && args.valid_vocab <= args.cols, op,
+                 "valid_vocab must be in [1, cols]", args.valid_vocab);
+  require_launch(args.row_stride >= args.cols, op, "row_stride must be at least cols", args.row_stride);
+  if (args.rows == 0) return;
+  const unsigned grid = grid_size(op, args.rows);
+  dispatch_activation(op, args.dtype, [&]<class T>() { launch<T, kMode>(args, grid, stream); });
+  HEARTH_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void cross_entropy_forward_backward(const CrossEntropyArgs& args, cudaStream_t stream) {
+  run<Mode::LossAndGradient>("cross_entropy_forward_backward", args, stream);
+}
+
+void token_logprobs(const CrossEntropyArgs& args, cudaStream_t stream) {
+  run<Mode::Logprob>("token_logprobs", args, stream);
+}
+
+}  // namespace hearth::kernels

@@ -1,0 +1,93 @@
+// Device-side helpers of the kernels: 16-byte vectors, conversions, and reductions in a fixed order. For .cu
+// files only.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "kernels/launch_check.h"
+
+namespace hearth::kernels {
+
+using Bf16Device = __nv_bfloat16;
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+// kCount elements moved by one access when they fill 16 bytes; kCount = 1 is the path for unaligned rows.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Vec {
+  T at[kCount];
+};
+template <class T>
+constexpr int kVecElements = 16 / sizeof(T);
+
+__device__ __forceinline__ float to_float(float value) {
+  return value;
+}
+__device__ __forceinline__ float to_float(Bf16Device value) {
+  return __bfloat162float(value);
+}
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ Bf16Device from_float<Bf16Device>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+template <class T, int kCount>
+__device__ __forceinline__ Vec<T, kCount> load(const T* pointer) {
+  return *reinterpret_cast<const Vec<T, kCount>*>(pointer);
+}
+template <class T, int kCount>
+__device__ __forceinline__ void store(T* pointer, const Vec<T, kCount>& value) {
+  *reinterpret_cast<Vec<T, kCount>*>(pointer) = value;
+}
+
+// Sum over groups of kLanes neighbouring lanes (a power of two, at most 32); afterwards every lane holds it.
+// All 32 lanes of the warp must take part.
+template <int kLanes>
+__device__ __forceinline__ float lanes_sum(float value) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
+  return value;
+}
+
+// Sum over a block of kThreads (a multiple of 32); every thread returns it. `scratch` holds kThreads / 32
+// floats. Same order on every call, so the bits repeat.
+template <int kThreads>
+__device__ __forceinline__ float block_sum(float value, float* scratch) {
+  value = lanes_sum<kWarp>(value);
+  if constexpr (kThreads == kWarp) return value;
+  __syncthreads();  // an earlier reduction's readers are done with scratch
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+  __syncthreads();  // scratch is complete before anyone reads it
+  float sum = 0.0f;
+#pragma unroll
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) sum += scratch[warp];
+  return sum;
+}
+
+inline bool is_aligned_16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Calls body.template operator()<T>() with the element type of `dtype`.
+template <class Body>
+void dispatch_activation(const char* op, DType dtype, Body&& body) {
+  if (dtype == DType::F32) return body.template operator()<float>();
+  if (dtype != DType::BF16) fail_dtype(op, dtype);
+  body.template operator()<Bf16Device>();
+}
+
+// Ids arrive as int32 or int64; the branch is uniform over the grid.
+__device__ __forceinline__ int64_t read_id(const void* ids, bool is_64_bit, int64_t index) {
+  return is_64_bit ? static_cast<const int64_t*>(ids)[index] : static_cast<const int32_t*>(ids)[index];
+}
+
+}  // namespace hearth::kernels
