@@ -142,6 +142,18 @@ void remove_quietly(FileSystem& fs, Log& log, const std::string& path) {
   }
 }
 
+// Whoever made the run folder may not have made its name durable. Three levels: checkpoints/, the run, runs/.
+void sync_parents(FileSystem& fs, Log& log, std::string path) {
+  try {
+    for (int level = 0; level < 3 && path.find('/') != std::string::npos; ++level) {
+      path.resize(path.find_last_of('/'));
+      fs.sync_directory(path.empty() ? "/" : path);
+    }
+  } catch (const Error& error) {  // a folder above ours that we may not read; it was there before us
+    log.warning("event=parent_not_synced path={} reason=\"{}\"", path, error.message());
+  }
+}
+
 }  // namespace
 
 struct CheckpointSaver::Impl {
@@ -317,6 +329,7 @@ CheckpointSaver::CheckpointSaver(FileSystem& fs, ControlPlane& control, Log& log
     : impl_(std::make_unique<Impl>(fs, control, log, std::move(options))) {
   const auto failure = on_rank_0(control, "ckpt.start", [&] {
     create_directories_durably(fs, impl_->options.folder);
+    sync_parents(fs, log, impl_->options.folder);
     remove_leftovers(fs, log, impl_->options.folder);
   });
   if (failure) throw Error(failure->kind, failure->message);
