@@ -1,0 +1,310 @@
+// Times every kernel family at training shapes on one GPU and prints one table: median time, rate, share of
+// the measured copy bandwidth (memory-bound operations), and the ratio to what ATen offers for the same work.
+// Usage: kernels_bench [FILTER]. Random data; several input sets in rotation so that the L2 cache does not
+// serve them; medians of CUDA events. A tool, not a test: it asserts nothing.
+#include <ATen/ATen.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/adamw_op.h"
+#include "kernels/cross_entropy_op.h"
+#include "kernels/embedding_op.h"
+#include "kernels/gemm_op.h"
+#include "kernels/rms_norm_op.h"
+#include "kernels/rope_op.h"
+#include "kernels/swiglu_op.h"
+
+namespace hearth {
+namespace {
+
+using namespace kernels;
+using Body = std::function<void(int64_t set)>;  // runs the operation on input set number `set`
+
+constexpr int kRepeats = 30, kWarmup = 5;
+constexpr int64_t kRotatedBytes = int64_t{400} << 20;  // several times the 50 to 60 MB of L2
+const auto kBf16 = at::TensorOptions().dtype(at::kBFloat16).device(at::kCUDA);
+const auto kFp32 = at::TensorOptions().dtype(at::kFloat).device(at::kCUDA);
+const auto kInt64 = at::TensorOptions().dtype(at::kLong).device(at::kCUDA);
+
+void check(cudaError_t error) {
+  HEARTH_CHECK(error == cudaSuccess, Cuda, "bench: {}", cudaGetErrorString(error));
+}
+
+double median_us(const Body& body, int64_t sets) {
+  std::vector<cudaEvent_t> events(2 * kRepeats);
+  for (cudaEvent_t& event : events) check(cudaEventCreate(&event));
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  for (int i = 0; i < kWarmup; ++i) body(i % sets);
+  for (size_t i = 0; i < kRepeats; ++i) {
+    check(cudaEventRecord(events[2 * i], stream));
+    body(static_cast<int64_t>(i) % sets);
+    check(cudaEventRecord(events[2 * i + 1], stream));
+  }
+  check(cudaStreamSynchronize(stream));
+  std::vector<double> times;
+  for (size_t i = 0; i < kRepeats; ++i) {
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, events[2 * i], events[2 * i + 1]));
+    times.push_back(1e3 * static_cast<double>(ms));
+  }
+  for (const cudaEvent_t event : events) check(cudaEventDestroy(event));
+  std::nth_element(times.begin(), times.begin() + kRepeats / 2, times.end());
+  return times[kRepeats / 2];
+}
+
+int64_t sets_for(double bytes) {
+  return std::clamp<int64_t>(kRotatedBytes / static_cast<int64_t>(bytes) + 1, 2, 16);
+}
+
+class Table {
+ public:
+  explicit Table(std::string filter) : filter_(std::move(filter)) {
+    const auto from = many(2, [] { return at::randn({1 << 28}, kBf16); });
+    auto to = many(2, [] { return at::empty({1 << 28}, kBf16); });
+    const double us =
+        median_us([&](int64_t i) { to[static_cast<size_t>(i)].copy_(from[static_cast<size_t>(i)]); }, 2);
+    copy_gbps_ = 2.0 * 2.0 * (1 << 28) / us * 1e-3;
+    cudaDeviceProp device{};
+    check(cudaGetDeviceProperties(&device, 0));
+    fmt::print("{}: copy {:.0f} GB/s (read + written)\n", device.name, copy_gbps_);
+    fmt::print("{:<24}{:<26}{:>11}{:>13}{:>8}{:>11}{:>8}\n", "op", "shape", "median us", "rate", "of copy",
+               "ATen us", "speedup");
+  }
+
+  template <class Make>
+  static std::vector<at::Tensor> many(int64_t count, Make&& make) {
+    std::vector<at::Tensor> out;
+    for (int64_t i = 0; i < count; ++i) out.push_back(make());
+    return out;
+  }
+
+  bool wants(const std::string& op) const { return op.find(filter_) != std::string::npos; }
+
+  void memory_row(const std::string& op, const std::string& shape, double bytes, const Body& ours,
+                  const Body& aten) {
+    const int64_t sets = sets_for(bytes);
+    const double us = median_us(ours, sets), aten_us = median_us(aten, sets), gbps = bytes / us * 1e-3;
+    fmt::print("{:<24}{:<26}{:>11.1f}{:>8.0f} GB/s{:>7.0f}%{:>11.1f}{:>8.2f}\n", op, shape, us, gbps,
+               100 * gbps / copy_gbps_, aten_us, aten_us / us);
+  }
+
+  void compute_row(const std::string& op, const std::string& shape, double flops, double bytes,
+                   const Body& ours, const Body& aten) {
+    const int64_t sets = sets_for(bytes);
+    const double us = median_us(ours, sets), aten_us = median_us(aten, sets);
+    fmt::print("{:<24}{:<26}{:>11.1f}{:>6.0f} TFLOP/s{:>8}{:>11.1f}{:>8.2f}\n", op, shape, us,
+               flops / us * 1e-6, "-", aten_us, aten_us / us);
+  }
+
+ private:
+  std::string filter_;
+  double copy_gbps_ = 0;
+};
+
+size_t at_set(int64_t set) {
+  return static_cast<size_t>(set);
+}
+
+void bench_rms_norm(Table& table, int64_t rows, int64_t cols) {
+  const double bytes = 2.0 * static_cast<double>(rows * cols);
+  const int64_t sets = sets_for(2 * bytes);
+  const auto x = Table::many(sets, [&] { return at::randn({rows, cols}, kBf16); });
+  const auto dy = Table::many(sets, [&] { return at::randn({rows, cols}, kBf16); });
+  const at::Tensor w = at::randn({cols}, kBf16), rstd = rms_norm_forward_op(x[0], w, 1e-5).rstd;
+  at::Tensor dw = at::zeros({cols}, kFp32);
+  const std::string shape = fmt::format("[{}, {}] bf16", rows, cols);
+  table.memory_row(
+      "rms_norm_forward", shape, 2 * bytes, [&](int64_t s) { rms_norm_forward_op(x[at_set(s)], w, 1e-5); },
+      [&](int64_t s) { at::_fused_rms_norm(x[at_set(s)], {cols}, w, 1e-5); });
+  table.memory_row(
+      "rms_norm_backward", shape, 3 * bytes,
+      [&](int64_t s) { rms_norm_backward_op(dy[at_set(s)], x[at_set(s)], w, rstd, dw); },
+      [&](int64_t s) {
+        const auto [dx, dw_new] = at::_fused_rms_norm_backward(dy[at_set(s)], x[at_set(s)], {cols},
+                                                               rstd.view({rows, 1}), w, {true, true});
+        dw.add_(dw_new);
+      });
+}
+
+// The eager formulation of transformers, in the activation dtype.
+at::Tensor rope_eager(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine) {
+  const int64_t half = x.size(2) / 2;
+  const at::Tensor rotated = at::cat({x.narrow(2, half, half).neg(), x.narrow(2, 0, half)}, 2);
+  return x.mul(cosine).add(rotated.mul(sine));
+}
+
+void bench_rope(Table& table, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t width) {
+  const double bytes = 2.0 * 2.0 * static_cast<double>(tokens * (heads + kv_heads) * width);
+  const int64_t sets = sets_for(bytes);
+  const auto qkv = Table::many(sets, [&] { return at::randn({tokens, heads + 2 * kv_heads, width}, kBf16); });
+  const RopeTable angles =
+      rope_table(rope_inverse_frequencies({.head_dim = width}), tokens, at::Device(at::kCUDA, 0));
+  const at::Tensor positions = at::arange(tokens, kInt64);
+  const at::Tensor cosine = at::cat({angles.cos_PD2, angles.cos_PD2}, 1).unsqueeze(1).to(at::kBFloat16);
+  const at::Tensor sine = at::cat({angles.sin_PD2, angles.sin_PD2}, 1).unsqueeze(1).to(at::kBFloat16);
+  const auto q = [&](int64_t s) { return qkv[at_set(s)].narrow(1, 0, heads); };
+  const auto k = [&](int64_t s) { return qkv[at_set(s)].narrow(1, heads, kv_heads); };
+  table.memory_row(
+      "rope", fmt::format("[{}, {}+{}, {}] bf16", tokens, heads, kv_heads, width), bytes,
+      [&](int64_t s) { rope_op(q(s), k(s), angles, positions, RopeDirection::Forward); },
+      [&](int64_t s) { rope_eager(q(s), cosine, sine), rope_eager(k(s), cosine, sine); });
+}
+
+void bench_swiglu(Table& table, int64_t rows, int64_t width) {
+  const double bytes = 2.0 * static_cast<double>(rows * width);
+  const int64_t sets = sets_for(3 * bytes);
+  const auto gu = Table::many(sets, [&] { return at::randn({rows, 2 * width}, kBf16); });
+  const auto dh = Table::many(sets, [&] { return at::randn({rows, width}, kBf16); });
+  const auto gate = [&](int64_t s) { return gu[at_set(s)].narrow(1, 0, width); };
+  const auto up = [&](int64_t s) { return gu[at_set(s)].narrow(1, width, width); };
+  const std::string shape = fmt::format("[{}, 2 x {}] bf16", rows, width);
+  table.memory_row(
+      "swiglu_forward", shape, 3 * bytes, [&](int64_t s) { swiglu_forward_op(gu[at_set(s)]); },
+      [&](int64_t s) { at::silu(gate(s)).mul(up(s)); });
+  table.memory_row(
+      "swiglu_backward", shape, 5 * bytes,
+      [&](int64_t s) { swiglu_backward_op(dh[at_set(s)], gu[at_set(s)]); },
+      [&](int64_t s) {
+        const at::Tensor d_gate = at::silu_backward(dh[at_set(s)].mul(up(s)), gate(s));
+        at::cat({d_gate, dh[at_set(s)].mul(at::silu(gate(s)))}, 1);
+      });
+}
+
+void bench_cross_entropy(Table& table, int64_t rows, int64_t vocab) {
+  const double bytes = 2.0 * static_cast<double>(rows * vocab);
+  const int64_t sets = sets_for(bytes);
+  auto logits = Table::many(sets, [&] { return at::randn({rows, vocab}, kBf16); });
+  const at::Tensor targets = at::randint(vocab, {rows}, kInt64), one = at::ones({}, kFp32);
+  table.memory_row(
+      "cross_entropy_fwd_bwd", fmt::format("[{}, {}] bf16", rows, vocab), 2 * bytes,
+      [&](int64_t s) { cross_entropy_forward_backward_op(logits[at_set(s)], targets, 1.0, vocab); },
+      [&](int64_t s) {
+        const at::Tensor logp = at::log_softmax(logits[at_set(s)].to(at::kFloat), 1);
+        const auto [loss, weight] = at::nll_loss_forward(logp, targets, {}, at::Reduction::Mean, -100);
+        const at::Tensor d_logp =
+            at::nll_loss_backward(one, logp, targets, {}, at::Reduction::Mean, -100, weight);
+        at::_log_softmax_backward_data(d_logp, logp, 1, at::kFloat).to(at::kBFloat16);
+      });
+}
+
+void bench_adamw(Table& table, int64_t count) {
+  AdamWStep step{.master = at::randn({count}, kFp32),
+                 .grad = at::randn({count}, kFp32),
+                 .exp_avg = at::randn({count}, kFp32),
+                 .exp_avg_sq = at::rand({count}, kFp32),
+                 .model_param = at::empty({count}, kBf16),
+                 .no_decay_ranges_R2 = {},
+                 .lr = 1e-4,
+                 .weight_decay = 0.1,
+                 .step = 10,
+                 .grad_scale_tensor = {}};
+  const at::Tensor steps = at::ones({}, kFp32);
+  table.memory_row(
+      "adamw", fmt::format("[{}] fp32", count), 30.0 * static_cast<double>(count),
+      [&](int64_t) { adamw_step_op(step); },
+      [&](int64_t) {
+        at::_fused_adamw_({step.master}, {step.grad}, {step.exp_avg}, {step.exp_avg_sq}, {}, {steps}, 1e-4,
+                          0.9, 0.95, 0.1, 1e-8, false, false);
+        step.model_param.copy_(step.master);
+      });
+  table.memory_row(
+      "sum_of_squares", fmt::format("[{}] fp32", count), 4.0 * static_cast<double>(count),
+      [&](int64_t s) { sum_of_squares_op(s % 2 ? step.grad : step.master); },
+      [&](int64_t s) { at::linalg_vector_norm(s % 2 ? step.grad : step.master); });
+}
+
+void bench_embedding(Table& table, int64_t tokens, int64_t vocab, int64_t width) {
+  const double bytes = 2.0 * static_cast<double>(tokens * width);
+  const at::Tensor weight = at::randn({vocab, width}, kBf16), dy = at::randn({tokens, width}, kBf16);
+  // Squares of uniforms: low ids are frequent, as in text.
+  const at::Tensor ids = at::rand({tokens}, kFp32).square().mul(static_cast<double>(vocab)).to(at::kLong);
+  at::Tensor accum = at::zeros({vocab, width}, kFp32);
+  const std::string shape = fmt::format("[{}] of [{}, {}]", tokens, vocab, width);
+  table.memory_row(
+      "embedding_forward", shape, 2 * bytes, [&](int64_t) { embedding_forward_op(weight, ids); },
+      [&](int64_t) { at::embedding(weight, ids); });
+  table.memory_row(
+      "embedding_backward", shape, 5 * bytes, [&](int64_t) { embedding_backward_op(dy, ids, accum); },
+      [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+}
+
+void bench_gemm(Table& table, int64_t n, int64_t k, int64_t m) {
+  const double flops = 2.0 * static_cast<double>(n) * static_cast<double>(k) * static_cast<double>(m);
+  const double bytes = 2.0 * static_cast<double>(n * k + m * k + n * m);
+  const int64_t sets = sets_for(bytes);
+  const auto x = Table::many(sets, [&] { return at::randn({n, k}, kBf16); });
+  const auto dy = Table::many(sets, [&] { return at::randn({n, m}, kBf16); });
+  const at::Tensor w = at::randn({m, k}, kBf16);
+  at::Tensor dw = at::zeros({m, k}, kFp32);
+  const std::string shape = fmt::format("[{}, {}] x [{}, {}]", n, k, m, k);
+  table.compute_row(
+      "linear_forward", shape, flops, bytes, [&](int64_t s) { linear_forward_op(x[at_set(s)], w); },
+      [&](int64_t s) { at::linear(x[at_set(s)], w); });
+  table.compute_row(
+      "linear_backward_input", shape, flops, bytes,
+      [&](int64_t s) { linear_backward_input_op(dy[at_set(s)], w); },
+      [&](int64_t s) { at::mm(dy[at_set(s)], w); });
+  table.compute_row(
+      "linear_backward_weight", shape, flops, bytes,
+      [&](int64_t s) { linear_backward_weight_op(dy[at_set(s)], x[at_set(s)], dw); },
+      [&](int64_t s) { dw.add_(at::mm(dy[at_set(s)].t(), x[at_set(s)])); });
+}
+
+void run(const std::string& filter) {
+  at::manual_seed(1);
+  Table table(filter);
+  if (table.wants("rms_norm")) {
+    bench_rms_norm(table, 16384, 2048);
+    bench_rms_norm(table, 16384, 4096);
+    bench_rms_norm(table, 32768, 576);
+    bench_rms_norm(table, 16384 * 32, 128);  // heads of q
+  }
+  if (table.wants("rope")) {
+    bench_rope(table, 16384, 32, 8, 64);
+    bench_rope(table, 8192, 32, 8, 128);
+    bench_rope(table, 32768, 9, 3, 64);
+  }
+  if (table.wants("swiglu")) {
+    bench_swiglu(table, 16384, 8192);
+    bench_swiglu(table, 32768, 1536);
+  }
+  if (table.wants("cross_entropy")) {
+    bench_cross_entropy(table, 4096, 128256);
+    bench_cross_entropy(table, 8192, 49152);
+    bench_cross_entropy(table, 8192, 32000);
+  }
+  if (table.wants("adamw")) bench_adamw(table, int64_t{1} << 28);
+  if (table.wants("embedding")) {
+    bench_embedding(table, 16384, 128256, 2048);
+    bench_embedding(table, 32768, 49152, 576);
+  }
+  if (table.wants("gemm")) {
+    bench_gemm(table, 16384, 2048, 16384);
+    bench_gemm(table, 16384, 4096, 4096);
+    bench_gemm(table, 32768, 576, 3072);
+  }
+}
+
+}  // namespace
+}  // namespace hearth
+
+int main(int argc, char** argv) {
+  if (at::detail::getCUDAHooks().deviceCount() == 0) {
+    fmt::print(stderr, "kernels_bench: no CUDA device on this machine\n");
+    return 1;
+  }
+  try {
+    hearth::run(argc > 1 ? argv[1] : "");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "kernels_bench: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}
