@@ -36,18 +36,6 @@ std::string first_line(const std::string& path) {
   return line;
 }
 
-// Field 22 of /proc/PID/stat, or 0 where the process does not exist. The name (field 2) may hold spaces and
-// parentheses, so counting starts behind the last one.
-int64_t process_start(int64_t pid) {
-  const std::string line = first_line("/proc/" + std::to_string(pid) + "/stat");
-  const size_t close = line.find_last_of(')');
-  if (close == std::string::npos) return 0;
-  std::istringstream fields(line.substr(close + 1));
-  std::string field;
-  for (int number = 3; number <= 22; ++number) fields >> field;
-  return field.empty() ? 0 : std::stoll(field);
-}
-
 std::string to_text(const LockHolder& holder) {
   return ordered_json{{"host", holder.host},       {"pid", holder.pid},       {"pid_start", holder.pid_start},
                       {"boot_id", holder.boot_id}, {"job_id", holder.job_id}, {"attempt", holder.attempt},
@@ -113,6 +101,21 @@ int64_t next_attempt(FileSystem& fs, const std::string& folder) {
 }
 
 }  // namespace
+
+// Field 22 of /proc/PID/stat. A killed process stays listed until its parent asks, which in a container
+// without an init may be never. The name (field 2) may hold spaces and parentheses, so counting starts behind
+// the last one.
+int64_t process_start(int64_t pid) {
+  const std::string line = first_line("/proc/" + std::to_string(pid) + "/stat");
+  const size_t close = line.find_last_of(')');
+  if (close == std::string::npos) return 0;
+  std::istringstream fields(line.substr(close + 1));
+  std::string state, field;
+  fields >> state;
+  if (state == "Z" || state == "X") return 0;
+  for (int number = 4; number <= 22; ++number) fields >> field;
+  return field.empty() ? 0 : std::stoll(field);
+}
 
 LockHolder this_process(const std::string& job_id) {
   LockHolder me;

@@ -28,6 +28,10 @@ struct LockHolder {
 // This process, without an attempt. `job_id` comes from launch (SLURM_JOB_ID).
 LockHolder this_process(const std::string& job_id);
 
+// When process `pid` of this host started, in clock ticks after boot; 0 where it does not run (a zombie does
+// not).
+int64_t process_start(int64_t pid);
+
 enum class TakeOver { DeadOnly, Force };
 
 class RunLock {

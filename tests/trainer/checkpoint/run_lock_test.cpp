@@ -2,6 +2,7 @@
 // notices.
 #include "trainer/checkpoint/run_lock.h"
 
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -74,6 +75,25 @@ BOOST_AUTO_TEST_CASE(dead_holder_of_this_boot_is_replaced) {
   BOOST_CHECK_THROW(old_lock->check(), Error);
   old_lock.reset();  // must not remove a lock that is not its own
   lock->check();
+}
+
+BOOST_AUTO_TEST_CASE(zombie_of_a_killed_holder_does_not_keep_the_folder_locked) {
+  Bench bench;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  LockHolder holder = bench.me;
+  holder.pid = child;
+  holder.pid_start = process_start(child);
+  const auto held = bench.acquire(holder);
+  BOOST_TEST(bench.refusal(bench.me) != "");  // alive
+  ::kill(child, SIGKILL);
+  siginfo_t info{};
+  ::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT);  // dead, and still listed
+  BOOST_TEST(bench.acquire(bench.me)->attempt() == 2);
+  ::waitpid(child, nullptr, 0);
 }
 
 BOOST_AUTO_TEST_CASE(reused_process_id_does_not_keep_the_folder_locked) {
