@@ -1,6 +1,6 @@
 """Writes unicode_tables.cpp: python make_unicode_tables.py > unicode_tables.cpp
 
-Needs Python 3.11 (unicodedata 14.0, as PCRE2 10.42 has), unicodedata2==17.0.0 and the `tokenizers` package, whose
+Needs Python 3.11 (unicodedata 14.0, as PCRE2 10.42 has), unicodedata2==16.0.0 and the `tokenizers` package, whose
 normalizers know an older Unicode release than its regular expressions do: what it does with each single code point is
 taken as the truth, so that Hearth normalizes exactly as it does.
 """
@@ -9,7 +9,7 @@ import unicodedata
 import unicodedata2
 from tokenizers import normalizers
 
-assert unicodedata.unidata_version == "14.0.0" and unicodedata2.unidata_version == "17.0.0"
+assert unicodedata.unidata_version == "14.0.0" and unicodedata2.unidata_version == "16.0.0"
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 HANGUL = range(0xAC00, 0xD7A4)
 NFC, NFD, NFKD, LOWER = (getattr(normalizers, n)().normalize_str for n in ("NFC", "NFD", "NFKD", "Lowercase"))

@@ -78,6 +78,12 @@ def controls(rng):
                    for _ in range(rng.randint(1, 400)))
 
 
+def class_borders(rng):
+    """Any code point before and behind characters whose merges show whether it counted as a letter, number or neither."""
+    start = rng.randint(0, 0x323FF)
+    return "".join(f"{chr(c)};m {chr(c)}1(A" for c in range(start, start + 200) if not 0xD800 <= c < 0xE000)
+
+
 def random_bytes(rng):
     return rng.randbytes(rng.randint(1, 3000)).decode("utf-8", errors="replace")
 
@@ -102,7 +108,7 @@ def documents(seed, size, words, special_names):
     prose = english_and_code(rng, size)
     words = words_of(words)
     makers = [lambda: word_salad(rng, words), lambda: chinese(rng), lambda: characters(rng), lambda: combining(rng),
-              lambda: controls(rng), lambda: random_bytes(rng), lambda: runs(rng), lambda: specials(rng, special_names)]
+              lambda: controls(rng), lambda: class_borders(rng), lambda: random_bytes(rng), lambda: runs(rng), lambda: specials(rng, special_names)]
     yield from ("", " ", "\n", "a", "\u2581", "\x00")
     done = prose_done = 0
     while done < size:
