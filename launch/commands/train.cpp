@@ -228,6 +228,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   std::unique_ptr<RunLock> lock;
   if (control.rank() == 0) {
     context.fs.create_directories(save + "/log");
+    context.fs.create_directories(save + "/checkpoints");
     lock = RunLock::acquire(context.fs, log, save, this_process(context.environment.slurm_job_id),
                             options.take_over ? TakeOver::Force : TakeOver::DeadOnly);
   }
