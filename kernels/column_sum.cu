@@ -7,8 +7,8 @@
 namespace hearth::kernels {
 namespace {
 
-constexpr int kColumns = 32, kLanesY = 8;  // a warp reads 128 contiguous bytes of a row; 8 rows are in flight
-constexpr int64_t kMaxPartials = 256;      // about two blocks per SM of an H100 at cols = 32
+constexpr int kColumns = 32, kLanesY = 16;  // a warp reads 128 contiguous bytes of a row
+constexpr int64_t kMaxPartials = 256;       // about two blocks per SM of an H100 at cols = 32
 constexpr int64_t kMinRowsPerPartial = 64;
 
 int64_t num_partials(int64_t rows) {
@@ -20,8 +20,10 @@ template <class T>
 __device__ float sum_rows(const T* x, int64_t begin, int64_t end, int64_t cols, int64_t c, bool active) {
   __shared__ float lanes[kLanesY][kColumns];
   float sum = 0.0f;
-  if (active)
+  if (active) {
+#pragma unroll 8  // loads in flight; the additions stay in order
     for (int64_t r = begin + threadIdx.y; r < end; r += kLanesY) sum += to_float(x[r * cols + c]);
+  }
   lanes[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();  // all lanes have written before lane 0 adds them
   if (threadIdx.y != 0) return 0.0f;

@@ -10,7 +10,7 @@
 
 namespace hearth::kernels {
 
-// accum[c] += sum over p of partial[p, c], p in order within each of 8 interleaved lanes.
+// accum[c] += sum over p of partial[p, c], p in order within each of 16 interleaved lanes.
 struct AddPartialRows {
   const float* partial;  // [num_partials, cols], contiguous
   float* accum;          // [cols]

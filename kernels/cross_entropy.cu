@@ -5,18 +5,24 @@
 namespace hearth::kernels {
 namespace {
 
-// 1024 threads: one row of 128k columns then takes 16 vectors a thread, and two blocks fill an SM (32
-// registers).
-constexpr int kThreads = 1024;
-constexpr int kWarps = kThreads / kWarp;
 constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
+
+// One streaming block fills an SM: its row is then the only one there between its two passes, and the rows of
+// all SMs stay in the L2 cache. Narrower rows run as two blocks of half the size, so that one loads while the
+// other reduces.
+constexpr int kStreamingThreads = 1024, kHalf = 512;
 
 enum class Mode { LossAndGradient, Logprob };
 
-// For bf16 logits the hardware's approximate exponential is far inside the rounding of the store.
+// For bf16 logits the hardware's approximate exponential (flushing to zero below 2^-126) is far inside the
+// rounding of the store, and the arithmetic then hides behind the loads.
 template <class T>
 __device__ __forceinline__ float exponential(float x) {
-  if constexpr (sizeof(T) == 2) return __expf(x);
+  if constexpr (sizeof(T) == 2) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504088896341f));
+    return result;
+  }
   return expf(x);
 }
 
@@ -32,8 +38,10 @@ __device__ __forceinline__ Online merge(Online a, Online b) {
 }
 
 // Merges over the block in a fixed order; every thread returns the result. Called once per block.
-template <class T>
+template <class T, int kThreads>
 __device__ Online block_merge(Online value) {
+  constexpr int kWarps = kThreads / kWarp;
+  static_assert(kWarps <= kWarp, "one warp merges the warps' results");
   __shared__ Online warps[kWarps];
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
@@ -41,7 +49,8 @@ __device__ Online block_merge(Online value) {
                              __shfl_xor_sync(kFullMask, value.sum, offset)});
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
   __syncthreads();  // all warps have written before anyone reads
-  value = warps[threadIdx.x % kWarp];
+  const int lane = threadIdx.x % kWarp;
+  value = lane < kWarps ? warps[lane] : Online{};
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
     value = merge<T>(value, {__shfl_xor_sync(kFullMask, value.max, offset),
@@ -49,33 +58,54 @@ __device__ Online block_merge(Online value) {
   return value;
 }
 
-// Adds one vector that starts at column c; columns from `valid` on do not count.
-template <class T, int kVec>
-__device__ __forceinline__ void add_vector(Online& state, const Vec<T, kVec>& x, int64_t c, int64_t valid) {
+// Calls body(i) for the elements of a vector at column c that lie below `limit`; whole vectors take no
+// comparisons.
+template <int kVec, class Body>
+__device__ __forceinline__ void for_valid(int c, int limit, Body&& body) {
+  if (c + kVec <= limit) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) body(i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (c + i < limit) body(i);
+  }
+}
+
+// Adds kVecs vectors, vector v starting at column first + v * stride; columns from `valid` on do not count.
+template <class T, int kVec, int kVecs>
+__device__ __forceinline__ void add_vectors(Online& state, const Vec<T, kVec> (&x)[kVecs], int first,
+                                            int stride, int valid) {
   float max = state.max;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i)
-    if (c + i < valid) max = fmaxf(max, to_float(x.at[i]));
+  for (int v = 0; v < kVecs; ++v)
+    for_valid<kVec>(first + v * stride, valid, [&](int i) { max = fmaxf(max, to_float(x[v].at[i])); });
   float sum = state.sum * exponential<T>(state.max - max);
 #pragma unroll
-  for (int i = 0; i < kVec; ++i)
-    if (c + i < valid) sum += exponential<T>(to_float(x.at[i]) - max);
+  for (int v = 0; v < kVecs; ++v)
+    for_valid<kVec>(first + v * stride, valid,
+                    [&](int i) { sum += exponential<T>(to_float(x[v].at[i]) - max); });
   state = {max, sum};
 }
 
 struct Gradient {
   float max, factor, scale;  // factor = scale / sum
-  int64_t target, valid;
+  int target, valid;
 };
 
 template <class T, int kVec>
-__device__ __forceinline__ Vec<T, kVec> gradient_of(const Vec<T, kVec>& x, int64_t c, const Gradient& g) {
+__device__ __forceinline__ Vec<T, kVec> gradient_of(const Vec<T, kVec>& x, int c, const Gradient& g) {
   Vec<T, kVec> out;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    float value = c + i < g.valid ? exponential<T>(to_float(x.at[i]) - g.max) * g.factor : 0.0f;
-    if (c + i == g.target) value -= g.scale;
-    out.at[i] = from_float<T>(value);
+  for (int i = 0; i < kVec; ++i) out.at[i] = from_float<T>(0.0f);
+  for_valid<kVec>(c, g.valid, [&](int i) {
+    out.at[i] = from_float<T>(exponential<T>(to_float(x.at[i]) - g.max) * g.factor);
+  });
+  if (static_cast<unsigned>(g.target - c) < kVec) {  // one vector of the row
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (c + i == g.target)
+        out.at[i] = from_float<T>(exponential<T>(to_float(x.at[i]) - g.max) * g.factor - g.scale);
   }
   return out;
 }
@@ -94,7 +124,7 @@ __device__ __forceinline__ Row read_row(const CrossEntropyArgs& a, const T* logi
   return {target, target == a.ignore_index, inside ? to_float(logits[target]) : __int_as_float(0x7fffffff)};
 }
 
-template <class T, int kVec>
+template <class T, int kThreads, int kVec>
 __device__ void write_zeros(T* logits, int64_t cols) {
   Vec<T, kVec> zero;
 #pragma unroll
@@ -109,18 +139,18 @@ __device__ __forceinline__ Gradient finish(const CrossEntropyArgs& a, const Row&
   if (threadIdx.x == 0) a.out[blockIdx.x] = kMode == Mode::Logprob ? -loss : loss;
   // A wrong target makes the whole row NaN, so that the gradient cannot pass for a good one.
   const float scale = row.target_logit == row.target_logit ? a.scale : row.target_logit;
-  return {total.max, scale / total.sum, scale, row.target, a.valid_vocab};
+  return {total.max, scale / total.sum, scale, static_cast<int>(row.target), static_cast<int>(a.valid_vocab)};
 }
 
 // Rows that fit: kVecs vectors a thread stay in registers.
-template <class T, int kVecs, Mode kMode>
+template <class T, int kThreads, int kVecs, Mode kMode>
 __global__ void __launch_bounds__(kThreads) cross_entropy_cached_kernel(const CrossEntropyArgs a) {
   constexpr int kVec = kVecElements<T>;
   T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
   const Row row = read_row(a, logits);
   if (row.ignored) {
     if (threadIdx.x == 0) a.out[blockIdx.x] = 0.0f;
-    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kVec>(logits, a.cols);
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits, a.cols);
     return;
   }
   Vec<T, kVec> kept[kVecs];
@@ -130,12 +160,9 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_cached_kernel(const Cr
     if (c < a.cols) kept[v] = load<T, kVec>(logits + c);
   }
   Online state;
-#pragma unroll
-  for (int v = 0; v < kVecs; ++v) {
-    const int c = (v * kThreads + threadIdx.x) * kVec;
-    if (c < a.valid_vocab) add_vector(state, kept[v], c, a.valid_vocab);
-  }
-  const Gradient gradient = finish<kMode>(a, row, block_merge<T>(state));
+  add_vectors<T, kVec, kVecs>(state, kept, threadIdx.x * kVec, kThreads * kVec,
+                              static_cast<int>(a.valid_vocab));
+  const Gradient gradient = finish<kMode>(a, row, block_merge<T, kThreads>(state));
   if constexpr (kMode == Mode::LossAndGradient) {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
@@ -145,43 +172,58 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_cached_kernel(const Cr
   }
 }
 
-// Any width, and with kVec = 1 any alignment. Two vectors are in flight per thread.
+// Any width, and with kVec = 1 any alignment. kBatch vectors are in flight per thread.
 template <class T, int kVec, Mode kMode>
-__global__ void __launch_bounds__(kThreads) cross_entropy_streaming_kernel(const CrossEntropyArgs a) {
+__global__ void __launch_bounds__(kStreamingThreads)
+    cross_entropy_streaming_kernel(const CrossEntropyArgs a) {
+  constexpr int kThreads = kStreamingThreads, kBatch = 4, kStride = kThreads * kVec;
   T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
   const Row row = read_row(a, logits);
   if (row.ignored) {
     if (threadIdx.x == 0) a.out[blockIdx.x] = 0.0f;
-    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kVec>(logits, a.cols);
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits, a.cols);
     return;
   }
+  const int cols = static_cast<int>(a.cols), valid = static_cast<int>(a.valid_vocab);
+  Vec<T, kVec> x[kBatch];
   Online state;
-#pragma unroll 2
-  for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.valid_vocab; c += kThreads * kVec)
-    add_vector(state, load<T, kVec>(logits + c), c, a.valid_vocab);
+  for (int first = threadIdx.x * kVec; first < valid; first += kBatch * kStride) {
+#pragma unroll
+    for (int v = 0; v < kBatch; ++v)
+      if (first + v * kStride < valid) x[v] = load<T, kVec>(logits + first + v * kStride);
+    add_vectors<T, kVec, kBatch>(state, x, first, kStride, valid);
+  }
   // block_merge's barrier also keeps the stores below behind every thread's read of the target's logit.
-  const Gradient gradient = finish<kMode>(a, row, block_merge<T>(state));
+  const Gradient gradient = finish<kMode>(a, row, block_merge<T, kThreads>(state));
   if constexpr (kMode == Mode::LossAndGradient) {
-#pragma unroll 2
-    for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.cols; c += kThreads * kVec)
-      store(logits + c, gradient_of(load<T, kVec>(logits + c), c, gradient));
+    for (int first = threadIdx.x * kVec; first < cols; first += kBatch * kStride) {
+#pragma unroll
+      for (int v = 0; v < kBatch; ++v)
+        if (first + v * kStride < cols) x[v] = load<T, kVec>(logits + first + v * kStride);
+#pragma unroll
+      for (int v = 0; v < kBatch; ++v)
+        if (first + v * kStride < cols)
+          store(logits + first + v * kStride, gradient_of(x[v], first + v * kStride, gradient));
+    }
   }
 }
 
 template <class T, Mode kMode>
 void launch(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
-  constexpr int kVec = kVecElements<T>, kSweep = kThreads * kVec;
+  constexpr int kVec = kVecElements<T>, kSweep = kHalf * kVec;
   const bool aligned = a.cols % kVec == 0 && a.row_stride % kVec == 0 && is_aligned_16(a.logits);
   if (!aligned) {
-    cross_entropy_streaming_kernel<T, 1, kMode><<<grid, kThreads, 0, stream>>>(a);
+    cross_entropy_streaming_kernel<T, 1, kMode><<<grid, kStreamingThreads, 0, stream>>>(a);
   } else if (a.cols <= kSweep) {
-    cross_entropy_cached_kernel<T, 1, kMode><<<grid, kThreads, 0, stream>>>(a);
+    cross_entropy_cached_kernel<T, kHalf, 1, kMode><<<grid, kHalf, 0, stream>>>(a);
   } else if (a.cols <= 4 * kSweep) {
-    cross_entropy_cached_kernel<T, 4, kMode><<<grid, kThreads, 0, stream>>>(a);
-  } else if (a.cols <= 6 * kSweep) {  // 49152 bf16 columns; 8 vectors would spill at 64 registers a thread
-    cross_entropy_cached_kernel<T, 6, kMode><<<grid, kThreads, 0, stream>>>(a);
+    cross_entropy_cached_kernel<T, kHalf, 4, kMode><<<grid, kHalf, 0, stream>>>(a);
+  } else if (a.cols <= 8 * kSweep) {
+    cross_entropy_cached_kernel<T, kHalf, 8, kMode><<<grid, kHalf, 0, stream>>>(a);
+  } else if (a.cols <= 12 * kSweep) {  // 49152 bf16 columns; 8 vectors of 1024 threads would spill
+    cross_entropy_cached_kernel<T, 2 * kHalf, 6, kMode><<<grid, 2 * kHalf, 0, stream>>>(a);
   } else {
-    cross_entropy_streaming_kernel<T, kVec, kMode><<<grid, kThreads, 0, stream>>>(a);
+    cross_entropy_streaming_kernel<T, kVec, kMode><<<grid, kStreamingThreads, 0, stream>>>(a);
   }
 }
 
@@ -189,6 +231,8 @@ template <Mode kMode>
 void run(const char* op, const CrossEntropyArgs& args, cudaStream_t stream) {
   require_launch(args.valid_vocab > 0 && args.valid_vocab <= args.cols, op,
                  "valid_vocab must be in [1, cols]", args.valid_vocab);
+  // Columns are counted in 32 bits, with room for one sweep of the block beyond the last.
+  require_launch(args.cols <= (int64_t{1} << 30), op, "cols must be at most 2^30", args.cols);
   require_launch(args.row_stride >= args.cols, op, "row_stride must be at least cols", args.row_stride);
   if (args.rows == 0) return;
   const unsigned grid = grid_size(op, args.rows);

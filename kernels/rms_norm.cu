@@ -225,12 +225,14 @@ bool with_tile(int64_t cols, Body&& body) {
   if (cols <= 16 * kE) return body.template operator()<Tile<T, 16, 1>>(), true;
   if (cols <= 32 * kE) return body.template operator()<Tile<T, 32, 1>>(), true;
   if (cols <= 64 * kE) return body.template operator()<Tile<T, 32, 2>>(), true;
-  if (cols <= 256 * kE) return body.template operator()<Tile<T, 128, 2>>(), true;
-  if (cols <= 512 * kE) return body.template operator()<Tile<T, 256, 2>>(), true;
-  if (cols <= 1024 * kE) return body.template operator()<Tile<T, 512, 2>>(), true;
-  // 8192 elements in either dtype; four bf16 vectors a thread would spill in the backward.
-  if constexpr (sizeof(T) == 4)
-    if (cols <= 2048 * kE) return body.template operator()<Tile<T, 512, 4>>(), true;
+  if (cols <= 96 * kE) return body.template operator()<Tile<T, 32, 3>>(), true;
+  // One vector a thread: the backward then needs few registers, and enough warps fit to hide the loads.
+  if (cols <= 128 * kE) return body.template operator()<Tile<T, 128, 1>>(), true;
+  if (cols <= 256 * kE) return body.template operator()<Tile<T, 256, 1>>(), true;
+  if (cols <= 512 * kE) return body.template operator()<Tile<T, 512, 1>>(), true;
+  if (cols <= 1024 * kE) return body.template operator()<Tile<T, 1024, 1>>(), true;
+  if constexpr (sizeof(T) == 4)  // 8192 elements in either dtype
+    if (cols <= 2048 * kE) return body.template operator()<Tile<T, 1024, 2>>(), true;
   return false;
 }
 

@@ -45,7 +45,8 @@ void check_shape(const Shape& s, at::ScalarType id_type) {
       const at::Tensor loss =
           cross_entropy_forward_backward_op(gradient, targets, kScale, s.vocab, kIgnoreIndex, path);
       check_close("loss", loss, plain_loss, want.loss);
-      check_close("gradient", gradient, plain.gradient, want.gradient);
+      // Where the model is sure, softmax - 1 cancels: what remains of four fp32 roundings of a number near 1.
+      check_close("gradient", gradient, plain.gradient, want.gradient, 4 * 0x1p-24 * kScale);
       if (s.stride > s.padded)
         BOOST_TEST(bit_equal(work.narrow(1, s.padded, s.stride - s.padded),
                              storage.narrow(1, s.padded, s.stride - s.padded)));
@@ -60,6 +61,9 @@ BOOST_DATA_TEST_CASE(loss_and_gradient_are_as_accurate_as_plain_arithmetic,
 }
 
 BOOST_AUTO_TEST_CASE(large_and_padded_vocabularies) {
+  check_shape({2, 16384, 16384, 16384}, at::kLong);
+  check_shape({2, 16392, 16392, 16392}, at::kLong);
+  check_shape({2, 32776, 32776, 32776}, at::kLong);
   check_shape({3, 49152, 49152, 49152}, at::kInt);
   check_shape({3, 50257, 50304, 50304}, at::kInt);
   check_shape({2, 128256, 128256, 128264}, at::kLong);

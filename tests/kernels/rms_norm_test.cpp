@@ -17,10 +17,7 @@ using namespace testing;
 namespace bdata = boost::unit_test::data;
 constexpr double kEps = 1e-6;
 
-BOOST_DATA_TEST_CASE(forward_is_as_accurate_as_plain_arithmetic,
-                     bdata::make({1, 7, 8, 9, 33}) *
-                         bdata::make({1, 7, 8, 64, 128, 248, 256, 257, 264, 1001, 4104}),
-                     rows, cols) {
+void check_forward(int64_t rows, int64_t cols) {
   for_each_dtype([&]<class T>(at::ScalarType dtype) {
     const at::Tensor x = random_tensor({rows, cols}, dtype, 17), w = random_tensor({cols}, dtype, 18);
     const auto want = reference::rms_norm_forward(values<double>(x), values<double>(w), kEps);
@@ -33,9 +30,7 @@ BOOST_DATA_TEST_CASE(forward_is_as_accurate_as_plain_arithmetic,
   });
 }
 
-BOOST_DATA_TEST_CASE(backward_is_as_accurate_as_plain_arithmetic,
-                     bdata::make({1, 8, 9, 70}) * bdata::make({1, 7, 8, 64, 128, 256, 257, 264, 1001, 4104}),
-                     rows, cols) {
+void check_backward(int64_t rows, int64_t cols) {
   for_each_dtype([&]<class T>(at::ScalarType dtype) {
     const at::Tensor x = random_tensor({rows, cols}, dtype, 17), w = random_tensor({cols}, dtype, 18);
     const at::Tensor dy = random_tensor({rows, cols}, dtype, 19);
@@ -56,6 +51,28 @@ BOOST_DATA_TEST_CASE(backward_is_as_accurate_as_plain_arithmetic,
       check_close("dw", dw, std::vector<float>(plain.dw.begin(), plain.dw.end()), want.dw);
     }
   });
+}
+
+BOOST_DATA_TEST_CASE(forward_is_as_accurate_as_plain_arithmetic,
+                     bdata::make({1, 7, 8, 9, 33}) *
+                         bdata::make({1, 7, 8, 64, 128, 248, 256, 257, 264, 1001}),
+                     rows, cols) {
+  check_forward(rows, cols);
+}
+
+BOOST_DATA_TEST_CASE(backward_is_as_accurate_as_plain_arithmetic,
+                     bdata::make({1, 8, 9, 70}) * bdata::make({1, 7, 8, 64, 128, 256, 257, 264, 1001}), rows,
+                     cols) {
+  check_backward(rows, cols);
+}
+
+// One past each tile's width, in bf16 (multiples of 256 elements) and fp32 (half of that); 8200 leaves the
+// registers.
+BOOST_DATA_TEST_CASE(every_tile_width_and_the_one_after_it,
+                     bdata::make({388, 512, 520, 768, 776, 1024, 1032, 2048, 2056, 4096, 4104, 8192, 8200}),
+                     cols) {
+  check_forward(5, cols);
+  check_backward(5, cols);
 }
 
 BOOST_AUTO_TEST_CASE(heads_of_a_fused_qkv_view_equal_their_contiguous_copy) {
