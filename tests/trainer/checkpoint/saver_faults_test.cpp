@@ -1,5 +1,8 @@
 // The saver on a failing disk: every operation of a save fails once with every errno; full disks; fsync
 // errors; and all states that a power loss may leave (replay of the operation log).
+#include <signal.h>
+#include <sys/resource.h>
+
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
@@ -125,6 +128,33 @@ BOOST_AUTO_TEST_CASE(a_full_disk_is_seen_before_anything_is_written) {
   full.free = int64_t{1} << 30;
   sample::save(saver, *bench.control, 3);
   BOOST_TEST(saver.last_committed_step() == 3);
+}
+
+// The real system refusing in the middle of a file (a quota behaves alike): the kernel takes a part, then
+// EFBIG.
+BOOST_AUTO_TEST_CASE(limit_of_the_operating_system_in_the_middle_of_a_file) {
+  Bench bench;
+  CheckpointSaver saver(*bench.real, *bench.control, bench.log, sample::options(bench.temp.path()));
+  sample::save(saver, *bench.control, 1);
+  saver.finish();
+  rlimit before{};
+  ::getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit tight{1500, before.rlim_max};
+  const auto old_handler = ::signal(SIGXFSZ, SIG_IGN);  // else the kernel kills the program
+  ::setrlimit(RLIMIT_FSIZE, &tight);
+  sample::save(saver, *bench.control, 2);
+  ErrorKind kind = ErrorKind::Internal;
+  try {
+    sample::save(saver, *bench.control, 3);
+  } catch (const Error& error) {
+    kind = error.kind();
+  }
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  ::signal(SIGXFSZ, old_handler);
+  BOOST_TEST((kind == ErrorKind::NoSpace));
+  BOOST_TEST(saver.last_committed_step() == 1);
+  check_folder(bench, 1, bench.temp.path());
+  BOOST_TEST(bench.real->list(bench.temp / "checkpoints").size() == 2u);  // step_00000001 and latest
 }
 
 // Step 7: a second fsync after a failed one proves nothing, so there must be none.
