@@ -1,5 +1,7 @@
 // hearth export MODEL --output DIR: an HF directory for serving engines, published only after it was read
 // back.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
@@ -9,6 +11,7 @@
 #include "launch/commands/commands.h"
 #include "launch/commands/transfer_progress.h"
 #include "trainer/interchange/export_model.h"
+#include "trainer/prompt_logits.h"
 
 namespace hearth {
 namespace {
@@ -18,6 +21,14 @@ struct Arguments {
   bool overwrite = false;
 };
 
+// Comparing logits holds the model in fp32. One larger than half of this host's free memory is exported all
+// the same, on the strength of its configuration and of every tensor having been read back equal.
+bool fits_in_memory(const ModelConfig& config) {
+  const double free =
+      static_cast<double>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+  return 4.0 * static_cast<double>(parameter_count(config)) <= free / 2;
+}
+
 void run(const Arguments& arguments, CommandContext& context) {
   ControlPlane& control = *context.job.control;
   Log log(Log::Options{.rank = control.rank(), .world_size = control.world_size()});
@@ -25,11 +36,15 @@ void run(const Arguments& arguments, CommandContext& context) {
   while (output.size() > 1 && output.ends_with('/')) output.pop_back();
   const ModelBundle model = open_model(context.fs, control, log, arguments.model);
   TransferProgress progress(context, "export");
+  const bool with_logits = fits_in_memory(model.config);
+  if (!with_logits && control.rank() == 0)
+    log.warning("event=export_warning text=\"the model is too large for this host to compare logits\"");
   export_model(
       context.fs, control, model,
       {.output = output,
        .dtype = parse_transfer_dtype(arguments.dtype),
        .if_exists = arguments.overwrite ? IfOutputExists::Replace : IfOutputExists::Refuse,
+       .logits = with_logits ? LogitsFunction(prompt_logits) : LogitsFunction(),
        .progress = [&](int64_t done, int64_t total) { progress.update(done, total); },
        .warn = [&](const std::string& text) { log.warning("event=export_warning text=\"{}\"", text); }});
   progress.finish();
