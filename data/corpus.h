@@ -28,7 +28,7 @@ struct CorpusSource {
 
 // Expands files and folders (recursive, names sorted, hidden names and unknown endings left out) in the given
 // order. Known endings: .txt .jsonl, each also .gz .zst; .h5 .hdf5. Throws Error{BadInput}: a missing input,
-// a named file with another ending, folders nested deeper than 64 (a cycle of links).
+// a named file with another ending, folders nested deeper than 32 (a cycle of links).
 struct CorpusListing {
   std::vector<CorpusSource> sources;
   int64_t num_ignored = 0;  // files inside folders with another ending

@@ -19,6 +19,7 @@ class OpenFiles {
   explicit OpenFiles(FileSystem& fs, size_t capacity = 256) : fs_(fs), capacity_(capacity) {}
   // shared_ptr: a file that is evicted while another thread reads it must stay open until that read ends.
   std::shared_ptr<const ReadableFile> get(const std::string& path);
+  FileSystem& fs() const { return fs_; }
 
  private:
   using Entry = std::pair<std::string, std::shared_ptr<const ReadableFile>>;

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
-#include <filesystem>
 #include <mutex>
 
 #include "base/error.h"
@@ -89,10 +88,9 @@ Shard::~Shard() = default;
 std::unique_ptr<Shard> Shard::open(OpenFiles& files, const std::string& directory, const ShardInfo& info,
                                    const ShardAttributes& expected) {
   const std::string path = directory + "/" + info.file;
-  std::error_code ignored;
-  HEARTH_CHECK(!std::filesystem::is_symlink(path, ignored), BadInput,
+  HEARTH_CHECK(!files.fs().is_symlink(path), BadInput,
                "{}: is a link; a dataset's shards are regular files inside its folder", path);
-  HEARTH_CHECK(std::filesystem::exists(path, ignored), BadInput,
+  HEARTH_CHECK(files.fs().exists(path), BadInput,
                "{}: shard is missing, though dataset.json lists it; restore it or prepare the dataset again",
                path);
   const auto file = files.get(path);
