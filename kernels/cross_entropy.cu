@@ -144,7 +144,8 @@ __device__ __forceinline__ Gradient finish(const CrossEntropyArgs& a, const Row&
 
 // Rows that fit: kVecs vectors a thread stay in registers.
 template <class T, int kThreads, int kVecs, Mode kMode>
-__global__ void __launch_bounds__(kThreads) cross_entropy_cached_kernel(const CrossEntropyArgs a) {
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
+    cross_entropy_cached_kernel(const CrossEntropyArgs a) {
   constexpr int kVec = kVecElements<T>;
   T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
   const Row row = read_row(a, logits);
@@ -219,7 +220,7 @@ void launch(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
   } else if (a.cols <= 4 * kSweep) {
     cross_entropy_cached_kernel<T, kHalf, 4, kMode><<<grid, kHalf, 0, stream>>>(a);
   } else if (a.cols <= 8 * kSweep) {
-    cross_entropy_cached_kernel<T, kHalf, 8, kMode><<<grid, kHalf, 0, stream>>>(a);
+    cross_entropy_cached_kernel<T, 2 * kHalf, 4, kMode><<<grid, 2 * kHalf, 0, stream>>>(a);
   } else if (a.cols <= 12 * kSweep) {  // 49152 bf16 columns; 8 vectors of 1024 threads would spill
     cross_entropy_cached_kernel<T, 2 * kHalf, 6, kMode><<<grid, 2 * kHalf, 0, stream>>>(a);
   } else {
