@@ -20,13 +20,15 @@ readonly corpus=${HEARTH_CACHE:-$HOME/.cache/hearth}/corpus
 readonly config=$repository/configs/quickstart.yaml
 readonly shards=shards/quickstart run=runs/quickstart  # relative, as the config says them
 readonly tokenizer=$shards/tokenizer
-readonly ranks=${HEARTH_RANKS:-2}
+readonly num_ranks=${HEARTH_RANKS:-2}
 # shellcheck source=launch/mpirun.sh
 source "$repository/launch/mpirun.sh"
 
 stage() { printf '\n== %s\n' "$*" >&2; }
 say() { printf '   %s\n' "$*" >&2; }
-json_number() { sed -n "s/.*\"$2\": *\(-\{0,1\}[0-9.eE+-]*\).*/\1/p" "$1"; }
+json_number() {  # json_number FILE KEY, with four decimals
+  printf '%.4f' "$(sed -n "s/.*\"$2\": *\(-\{0,1\}[0-9.eE+-]*\).*/\1/p" "$1")"
+}
 
 find_hearth() {
   stage "1/8 program"
@@ -70,10 +72,10 @@ start_timer() {
 }
 
 train() {
-  stage "5/8 training on $ranks ranks; Ctrl-C saves, the next run resumes"
+  stage "5/8 training on $num_ranks ranks; Ctrl-C saves, the next run resumes"
   local status=0 timer
   start_timer
-  run_ranks "$ranks" "$hearth" train "$config" "$@" || status=$?
+  run_ranks "$num_ranks" "$hearth" train "$config" "$@" || status=$?
   trap : USR1  # a timer that fires right now must not end this script
   kill "$timer" 2>/dev/null || true
   wait "$timer" 2>/dev/null || true
@@ -104,7 +106,7 @@ evaluate() {
   fi
   loss=$(json_number "$result" loss)
   unigram=$(json_number "$result" unigram_loss)
-  say "loss $loss nats per token, perplexity $(json_number "$result" perplexity), $(json_number "$result" num_tokens) tokens"
+  say "loss $loss nats per token, perplexity $(json_number "$result" perplexity)"
   say "loss $unigram for a unigram model of the same tokens"
 }
 
