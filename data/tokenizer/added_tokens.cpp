@@ -32,7 +32,10 @@ std::string_view first_character(std::string_view text) {
 }
 
 bool stands_alone(std::string_view text, size_t begin, size_t end) {
-  if (begin > 0 && is_word_character(text.substr(start_of_last(text.substr(0, begin)), begin))) return false;
+  if (begin > 0) {
+    const size_t last = start_of_last(text.substr(0, begin));
+    if (is_word_character(text.substr(last, begin - last))) return false;
+  }
   return end == text.size() || !is_word_character(first_character(text.substr(end)));
 }
 

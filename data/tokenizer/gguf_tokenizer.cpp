@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "data/tokenizer/sentencepiece_to_json.h"
 #include "data/tokenizer/tokenizer_json_writer.h"
+#include "data/tokenizer/unicode.h"
 
 namespace hearth {
 
@@ -89,7 +90,13 @@ void check(const GgufTokenizerFields& fields) {
                "GGUF: {} token types for {} tokens", fields.token_types.size(), fields.tokens.size());
   HEARTH_CHECK(fields.scores.empty() || fields.scores.size() == fields.tokens.size(), BadInput,
                "GGUF: {} scores for {} tokens", fields.scores.size(), fields.tokens.size());
+  for (const std::string& merge : fields.merges)
+    HEARTH_CHECK(unicode::is_valid_utf8(merge), BadInput, "GGUF: merge {:?} is not UTF-8", merge);
+  HEARTH_CHECK(unicode::is_valid_utf8(fields.chat_template), BadInput,
+               "GGUF: the chat template is not UTF-8");
   std::unordered_set<std::string_view> seen;
+  for (size_t id = 0; id < fields.tokens.size(); ++id)
+    HEARTH_CHECK(unicode::is_valid_utf8(fields.tokens[id]), BadInput, "GGUF: token {} is not UTF-8", id);
   for (size_t id = 0; id < fields.tokens.size(); ++id)
     HEARTH_CHECK(seen.insert(fields.tokens[id]).second, BadInput,
                  "GGUF: token {:?} is there twice (again at {})", fields.tokens[id], id);

@@ -58,7 +58,7 @@ class JsonEngine final : public TokenizerEngine {
     for (const int32_t id : ids) {
       if (id < 0 || static_cast<size_t>(id) >= tokens_.size()) continue;
       const TokenInfo& token = tokens_[static_cast<size_t>(id)];
-      if (special == DecodeSpecial::Keep || !token.special) parts.push_back(token.text);
+      if (special == DecodeSpecial::Keep || !token.special) parts.push_back(shown_text(id));
     }
     if (decoder_) decoder_->apply(parts, scratch->regex);
     std::string out;
@@ -79,6 +79,12 @@ class JsonEngine final : public TokenizerEngine {
     RegexContext regex;
     BpeScratch bpe;
   };
+
+  // A token that is looked for in normalized text is also shown normalized (`tokenizers` 0.23 does so).
+  const std::string& shown_text(int32_t id) const {
+    const auto it = normalized_texts_.find(id);
+    return it == normalized_texts_.end() ? tokens_[static_cast<size_t>(id)].text : it->second;
+  }
 
   void encode_part(const Piece& part, Scratch& scratch, std::vector<int32_t>& ids) const {
     const auto into_pieces = [&](const Piece& piece) {
@@ -133,7 +139,10 @@ class JsonEngine final : public TokenizerEngine {
     for (AddedToken& token : added) {
       if (token.content.empty()) continue;
       std::string text = token.content;
-      if (token.normalized && normalizer_) normalizer_->apply(text, context);
+      if (token.normalized && normalizer_) {
+        normalizer_->apply(text, context);
+        normalized_texts_.emplace(token.id, text);
+      }
       (token.normalized ? normalized : raw).push_back({std::move(text), std::move(token)});
     }
     raw_matcher_ = AddedTokenMatcher(std::move(raw));
@@ -147,6 +156,7 @@ class JsonEngine final : public TokenizerEngine {
   PostProcessor post_;
   std::unique_ptr<TokenDecoder> decoder_;
   std::unordered_map<std::string, int32_t> added_ids_;
+  std::unordered_map<int32_t, std::string> normalized_texts_;  // of added tokens
   mutable ScratchPool<Scratch> scratch_;
 };
 

@@ -19,7 +19,19 @@ constexpr const char* kWhere = "pre_tokenizer";
 // GPT-2's expression, which ByteLevel applies when use_regex is set (Radford et al. 2019).
 constexpr const char* kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr const char* kPunctuation = R"([!-/:-@\[-`{-~\p{P}])";
+// What `tokenizers` takes for punctuation: ASCII, and the general category P of an older Unicode release than
+// the rest of it knows (the unicode_categories crate). Found by trying every code point; the first list came
+// later, U+166D and U+111C9 have left the category since.
+constexpr const char* kPunctuation =
+    R"([!-/:-@\[-`{-~\x{166d}\x{111c9}]|(?![)"
+    R"(\x{61d}\x{9fd}\x{a76}\x{c77}\x{c84}\x{1b4e}-\x{1b4f}\x{1b7d}-\x{1b7f}\x{2e43}-\x{2e4f})"
+    R"(\x{2e52}-\x{2e5d}\x{10d6e}\x{10ead}\x{10f55}-\x{10f59}\x{10f86}-\x{10f89})"
+    R"(\x{113d4}-\x{113d5}\x{113d7}-\x{113d8}\x{1144b}-\x{1144f}\x{1145a}-\x{1145b}\x{1145d})"
+    R"(\x{11660}-\x{1166c}\x{116b9}\x{1183b}\x{11944}-\x{11946}\x{119e2}\x{11a3f}-\x{11a46})"
+    R"(\x{11a9a}-\x{11a9c}\x{11a9e}-\x{11aa2}\x{11b00}-\x{11b09}\x{11be1}\x{11c41}-\x{11c45})"
+    R"(\x{11c70}-\x{11c71}\x{11ef7}-\x{11ef8}\x{11f43}-\x{11f4f}\x{11fff}\x{12ff1}-\x{12ff2})"
+    R"(\x{16d6d}-\x{16d6f}\x{16e97}-\x{16e9a}\x{16fe2}\x{1e5ff}\x{1e95e}-\x{1e95f})"
+    R"(])\p{P})";
 // \w of Rust's regex crate: it has Join_Control where Oniguruma's does not.
 constexpr const char* kRustWords = R"([\w\x{200c}\x{200d}]+|[^\w\s\x{200c}\x{200d}]+)";
 
@@ -97,16 +109,23 @@ class RangeMerger {
 };
 
 enum class Invert { No, Yes };
+// Whether the pattern sees characters of newer Unicode releases as what they are now
+// (unicode::substitute_new_characters).
+enum class NewCharacters { Substitute, Keep };
 
 class SplitStep final : public PreTokenizerStep {
  public:
-  SplitStep(Regex pattern, Behavior behavior, Invert invert = Invert::No)
-      : pattern_(std::move(pattern)), behavior_(behavior), inverted_(invert == Invert::Yes) {}
+  SplitStep(Regex pattern, Behavior behavior, Invert invert = Invert::No,
+            NewCharacters new_characters = NewCharacters::Substitute)
+      : pattern_(std::move(pattern)),
+        behavior_(behavior),
+        inverted_(invert == Invert::Yes),
+        substitute_(new_characters == NewCharacters::Substitute) {}
 
   void split(const Piece& piece, PieceContext& context, PieceSink out) const override {
     std::string shadow;
     std::string_view subject = piece.text;
-    if (context.has_new_characters && unicode::substitute_new_characters(piece.text, shadow))
+    if (substitute_ && context.has_new_characters && unicode::substitute_new_characters(piece.text, shadow))
       subject = shadow;
     RangeMerger merger(behavior_, piece, out);
     size_t done = 0;
@@ -121,7 +140,7 @@ class SplitStep final : public PreTokenizerStep {
  private:
   Regex pattern_;
   Behavior behavior_;
-  bool inverted_;
+  bool inverted_, substitute_;
 };
 
 class ByteLevelStep final : public PreTokenizerStep {
@@ -202,6 +221,11 @@ void add_split(Steps& steps, const char* pattern, Behavior behavior, Invert inve
   steps.push_back(std::make_unique<SplitStep>(Regex(pattern), behavior, invert));
 }
 
+void add_punctuation(Steps& steps, Behavior behavior) {
+  steps.push_back(
+      std::make_unique<SplitStep>(Regex(kPunctuation), behavior, Invert::No, NewCharacters::Keep));
+}
+
 void append_steps(const nlohmann::json& spec, Steps& steps, PieceForm byte_level_form) {
   const std::string type = jf::string(spec, "type", kWhere);
   if (type == "Sequence") {
@@ -226,7 +250,7 @@ void append_steps(const nlohmann::json& spec, Steps& steps, PieceForm byte_level
                                                     prepend_scheme(spec),
                                                     jf::boolean_or(spec, "split", true, kWhere)));
   } else if (type == "Punctuation") {
-    add_split(steps, kPunctuation, behavior_from(jf::string_or(spec, "behavior", "Isolated", kWhere)));
+    add_punctuation(steps, behavior_from(jf::string_or(spec, "behavior", "Isolated", kWhere)));
   } else if (type == "Whitespace") {
     add_split(steps, kRustWords, Behavior::Removed, Invert::Yes);
   } else if (type == "WhitespaceSplit") {
@@ -235,7 +259,7 @@ void append_steps(const nlohmann::json& spec, Steps& steps, PieceForm byte_level
     add_split(steps, Regex::escape(jf::string(spec, "delimiter", kWhere)).c_str(), Behavior::Removed);
   } else if (type == "BertPreTokenizer") {
     add_split(steps, "\\s", Behavior::Removed);
-    add_split(steps, kPunctuation, Behavior::Isolated);
+    add_punctuation(steps, Behavior::Isolated);
   } else {
     fail(ErrorKind::BadInput,
          "pre_tokenizer: type {:?} is not supported; known: Sequence, Split, ByteLevel, Digits, Metaspace, "

@@ -141,20 +141,29 @@ class SentencePieceEngine final : public TokenizerEngine {
     return it->second;
   }
 
-  // normalizer.cc of sentencepiece with the identity map.
+  // normalizer.cc of sentencepiece with the identity map. With remove_extra_whitespaces a space is dropped
+  // behind another one; the spaces of a user-defined piece are dropped only at its start.
   std::string normalize(std::string_view text) const {
     const bool squeeze = model_.remove_extra_whitespaces;
-    if (squeeze) text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
     std::string out;
     if (text.empty()) return out;
     out.reserve(text.size() + text.size() / 2);
     if (model_.add_dummy_prefix) out += space_;
     bool after_space = squeeze;
-    for (const char c : text) {
-      if (c == ' ' && after_space) continue;
-      c == ' ' ? void(out += space_) : out.push_back(c);
-      after_space = squeeze && c == ' ';
-    }
+    const auto append = [&](std::string_view part) {
+      for (const char c : part) c == ' ' ? void(out += space_) : out.push_back(c);
+      after_space = squeeze && part.back() == ' ';
+    };
+    user_defined_.split(text, [&](std::string_view part, int32_t id) {
+      if (id >= 0) {
+        std::string_view piece = model_.pieces[static_cast<size_t>(id)].text;
+        if (after_space) piece.remove_prefix(std::min(piece.find_first_not_of(' '), piece.size()));
+        if (!piece.empty()) append(piece);
+        return;
+      }
+      for (size_t i = 0; i < part.size(); ++i)
+        if (part[i] != ' ' || !after_space) append(part.substr(i, 1));
+    });
     while (squeeze && out.ends_with(space_)) out.resize(out.size() - space_.size());
     return out;
   }
