@@ -1,6 +1,7 @@
-// The weights of an HF directory: model.safetensors, or the shards that model.safetensors.index.json names.
-// Sizes and headers are checked when it opens; bytes are read when asked for. Thread-safe.
-// Errors: Error{BadInput} (content), Error{Io} (the operating system).
+// The weights of an HF directory: model.safetensors, or the shards that model.safetensors.index.json names;
+// where there are none, pytorch_model.bin or its shards (torch_pickle.h). Sizes and headers are checked when
+// it opens; bytes are read when asked for. Thread-safe. Errors: Error{BadInput} (content), Error{Io} (the
+// operating system).
 #pragma once
 
 #include <memory>
@@ -17,9 +18,7 @@ namespace hearth {
 bool is_hf_directory(FileSystem& fs, const std::string& directory);
 
 // All tensors of the directory as they are stored. An index must name files of this directory only (no path
-// separators), that exist, and put every tensor where it really is. Pickled weights (pytorch_model.bin) are
-// refused with a message that says how to convert them: reading a pickle means running a program that came
-// with the file.
+// separators), that exist, and put every tensor where it really is.
 std::unique_ptr<TensorSource> open_hf_weights(FileSystem& fs, const std::string& directory);
 
 // Files that travel with a model (tokenizer, chat template, generation_config.json), by name -> content;

@@ -161,14 +161,14 @@ BOOST_AUTO_TEST_CASE(sharded_directories) {
   d.refuse("lies in a.safetensors and in b.safetensors");
 }
 
-BOOST_AUTO_TEST_CASE(pickles_and_empty_directories_are_refused_with_advice) {
+BOOST_AUTO_TEST_CASE(what_is_not_a_model_is_refused) {
   const TempFolder folder;
   check_error(ErrorKind::Usage, "no such file", [&] { open_model(fs(), folder / "nothing"); });
   check_error(ErrorKind::Usage, "is not a model", [&] { open_model(fs(), folder.path()); });
   write_file(folder / "config.json", kConfig.dump());
   check_error(ErrorKind::BadInput, "neither", [&] { open_model(fs(), folder.path()); });
   write_file(folder / "pytorch_model.bin", "PK");
-  check_error(ErrorKind::BadInput, "save_file", [&] { open_model(fs(), folder.path()); });
+  check_error(ErrorKind::BadInput, "zip", [&] { open_model(fs(), folder.path()); });
   write_file(folder / "file.gguf", "GGUF");
   check_error(ErrorKind::Usage, "hearth import", [&] { open_model(fs(), folder / "file.gguf"); });
   check_error(ErrorKind::BadInput, "truncated",
