@@ -1,6 +1,7 @@
 """Row 10 of the foundation: malformed input of every kind gives one clear error on stderr, the documented exit code on
 every rank, no hang and no crash, within ten seconds.      bad_input.py [CASE...]
 Most cases run on two ranks, where an error that only one rank notices would leave the other waiting."""
+import glob
 import json
 import os
 import re
@@ -71,7 +72,7 @@ def config_cases(t):
     good = open(t.workspace.path("config.yaml"), encoding="utf-8").read()
     t.write("unknown.yaml", good.replace("train_iters", "train_itres"))
     t.expect("config: unknown key", ["train", "unknown.yaml"], CONFIG, [r"unknown\.yaml:\d+:\d+", "train_itres", "train_iters"])
-    t.write("type.yaml", good.replace("lr: 0.003", "lr: fast").replace("seq_length: 64", "seq_length: -1"))
+    t.write("type.yaml", good.replace("  lr: 0.001", "  lr: fast").replace("seq_length: 64", "seq_length: -1"))
     t.expect("config: two errors at once", ["train", "type.yaml"], CONFIG, [r"type\.yaml:\d+", "lr", "seq_length"])
     t.write("twice.yaml", good + "training:\n  train_iters: 5\n")
     t.expect("config: duplicate section", ["train", "twice.yaml"], CONFIG, [r"twice\.yaml:\d+", "training"])
@@ -79,7 +80,7 @@ def config_cases(t):
     t.expect("config: not YAML", ["train", "broken.yaml"], CONFIG, [r"broken\.yaml"])
     t.write("binary.yaml", bytes(range(256)) * 8)
     t.expect("config: binary", ["train", "binary.yaml"], CONFIG)
-    t.write("nan.yaml", good.replace("lr: 0.003", "lr: .nan"))
+    t.write("nan.yaml", good.replace("  lr: 0.001", "  lr: .nan"))
     t.expect("config: NaN", ["train", "nan.yaml"], CONFIG, ["lr"])
     t.expect("config: missing file", ["train", "absent.yaml"], {CONFIG, BAD_INPUT, IO}, ["absent.yaml"])
     t.expect("config: bad --set", ["train", "config.yaml", "--set", "training.nonsense=1"], {CONFIG, 2}, ["nonsense"])
@@ -120,7 +121,7 @@ def dataset_cases(t):
     t.write(f"{folder}/train/dataset.json", b"[" * 100000)
     train_on("dataset.json: deep nesting", folder, BAD_INPUT, [r"dataset\.json"])
     t.expect("wrong tokenizer for the shards", ["train", "config.yaml", "--set", "model.vocab_size=300"],
-             {CONFIG, BAD_INPUT}, ["300", "512"])
+             {CONFIG, BAD_INPUT}, ["300", "tokenizer"])
     with h5py.File(t.workspace.path("ids.h5"), "w") as file:
         file["input_ids"] = [1, 2, 3, 70000, 4]
     t.expect("token id beyond the vocabulary", ["data", "prepare", "ids.h5", "--dataset", "/input_ids", "--tokenizer", "tokenizer",
@@ -189,7 +190,7 @@ def model_cases(t):
                           ("version 99", b"GGUF" + struct.pack("<I", 99) + struct.pack("<QQ", 0, 0)), ("empty", b"")]:
         t.write("bad.gguf", content)
         load(f"GGUF: {name}", "bad.gguf", [r"bad\.gguf"])
-    t.expect("model: missing folder", ["eval", "absent_model", "--text", "docs.jsonl"], {BAD_INPUT, CORRUPT, CONFIG, IO},
+    t.expect("model: missing folder", ["eval", "absent_model", "--text", "docs.jsonl"], {2, BAD_INPUT},
              ["absent_model"], ranks=0)
 
 
@@ -207,6 +208,8 @@ def disk_cases(t):
             t.expect("full disk: checkpoint", ["train", "config.yaml", "--set", "checkpoint.save=full/run", "--set",
                                                "training.train_iters=6", "--set", "checkpoint.save_interval=2"], IO, ["full"])
             shutil.rmtree(os.path.join(full, "run"), ignore_errors=True)
+            with open(os.path.join(full, "filler"), "wb", buffering=0) as filler:  # leaves three pages
+                filler.write(b"x" * (256 - 12) * 1024)
             t.expect("full disk: prepare", ["data", "prepare", "docs.jsonl", "--tokenizer", "tokenizer", "--output", "full/out"],
                      IO, ["full"], ranks=0)
         else:
@@ -223,11 +226,10 @@ def checkpoint_cases(t):
     t.workspace.train("short", 1, sets=["training.train_iters=2", "checkpoint.save_interval=1"])
     folder = t.workspace.path("runs/short/checkpoints")
     for step in os.listdir(folder):
-        for name in os.listdir(os.path.join(folder, step)):
-            if name.endswith(".safetensors"):
-                with open(os.path.join(folder, step, name), "r+b") as file:
-                    file.seek(-8, os.SEEK_END)
-                    file.write(b"\xff" * 8)
+        for file in glob.glob(os.path.join(folder, step, "*.safetensors")):
+            with open(file, "r+b") as damaged:
+                damaged.seek(-8, os.SEEK_END)
+                damaged.write(b"\xff" * 8)
     t.expect("no checkpoint verifies", ["train", "config.yaml", "--set", "checkpoint.save=runs/short", "--set", "training.train_iters=4"],
              CORRUPT, ["step_"])
     t.expect("checkpoint: verify says so", ["checkpoint", "verify", "runs/short"], {CORRUPT, BAD_INPUT}, ["safetensors"], ranks=0)

@@ -125,7 +125,7 @@ ModelBundle open_any(FileSystem& fs, ControlPlane& control, Log& log, const std:
                "{}: is a GGUF file; turn it into a checkpoint first: hearth import {} --output CKPT", path,
                path);
   HEARTH_CHECK(
-      is_file, Usage,
+      is_file, BadInput,
       "{}: is not a model: expected a checkpoint (manifest.json), a run folder (checkpoints/){} HF directory "
       "(config.json){}",
       path, gguf == AcceptGguf::Yes ? ", an" : " or an", gguf == AcceptGguf::Yes ? " or a GGUF file" : "");

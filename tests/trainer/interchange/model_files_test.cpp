@@ -164,7 +164,7 @@ BOOST_AUTO_TEST_CASE(sharded_directories) {
 BOOST_AUTO_TEST_CASE(what_is_not_a_model_is_refused) {
   const TempFolder folder;
   check_error(ErrorKind::Usage, "no such file", [&] { open_model(fs(), folder / "nothing"); });
-  check_error(ErrorKind::Usage, "is not a model", [&] { open_model(fs(), folder.path()); });
+  check_error(ErrorKind::BadInput, "is not a model", [&] { open_model(fs(), folder.path()); });
   write_file(folder / "config.json", kConfig.dump());
   check_error(ErrorKind::BadInput, "neither", [&] { open_model(fs(), folder.path()); });
   write_file(folder / "pytorch_model.bin", "PK");
