@@ -17,6 +17,9 @@ target_include_directories(hearth_torch SYSTEM INTERFACE
 set(nvidia_dir "${HEARTH_TORCH_DIR}/../nvidia")
 target_link_directories(hearth_torch INTERFACE ${HEARTH_TORCH_DIR}/lib)
 target_link_options(hearth_torch INTERFACE
+  # The wheel's libraries export parts of std::filesystem from an older libstdc++ (some jump to null, such as
+  # remove_all). The loader takes the first definition, so the system's libstdc++ must come before them.
+  "SHELL:-Wl,--no-as-needed -lstdc++ -Wl,--as-needed"
   "LINKER:-rpath,${HEARTH_TORCH_DIR}/lib"
   # libtorch needs its siblings only at run time, where its own RUNPATH finds them.
   "LINKER:--unresolved-symbols=ignore-in-shared-libs")
@@ -29,6 +32,6 @@ endforeach()
 target_link_libraries(hearth_torch INTERFACE torch_cpu c10)
 if(HEARTH_CUDA AND EXISTS "${HEARTH_TORCH_DIR}/lib/libtorch_cuda.so")
   # --no-as-needed: nothing of ours names a symbol of libtorch_cuda, but loading it registers the CUDA backend.
-  target_link_options(hearth_torch INTERFACE "LINKER:--no-as-needed" "-ltorch_cuda" "-lc10_cuda" "-ltorch" "LINKER:--as-needed")
+  target_link_options(hearth_torch INTERFACE "SHELL:-Wl,--no-as-needed -ltorch_cuda -lc10_cuda -ltorch -Wl,--as-needed")
   target_link_libraries(hearth_torch INTERFACE CUDA::cudart)
 endif()

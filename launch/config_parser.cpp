@@ -165,6 +165,14 @@ LoadedConfig parse_tree(FileSystem& fs, YamlNode root, const std::string& path, 
   return loaded;
 }
 
+// May a written key differ from the model that weights come from? The longest sequence and the spread of
+// initial weights may, and smollm is llama under another name.
+bool changes_the_model(const std::string& key, const std::string& mine, const std::string& theirs) {
+  if (key == "max_position_embeddings" || key == "initializer_range") return false;
+  const auto is_llama = [](const std::string& family) { return family == "llama" || family == "smollm"; };
+  return key != "family" || !is_llama(mine) || !is_llama(theirs);
+}
+
 struct ParallelSection {
   ParallelConfig parallel;
   template <class V>
@@ -245,24 +253,26 @@ void throw_problems(std::vector<ConfigProblem> problems, const std::string& what
 
 void adopt_model_shape(LoadedConfig& loaded, const ModelConfig& shape, const std::string& from) {
   ModelConfig& model = loaded.config.model;
-  ModelConfig merged = shape;
+  const ModelConfig mine = model;
   ConfigErrors errors;
-  const auto theirs = flatten_config(shape);
-  // Written keys stay; both visits go through the same fields in the same order.
-  std::vector<FlatKey> mine = flatten_config(model);
-  for (size_t i = 0; i < mine.size(); ++i) {
-    const std::string key = "model." + mine[i].key;
+  // Both lists come from the same visit(), so they have the same keys in the same order.
+  const auto written = flatten_config(mine), theirs = flatten_config(shape);
+  for (size_t i = 0; i < written.size(); ++i) {
+    const std::string key = "model." + written[i].key;
     if (!loaded.written(key)) {
       loaded.derived[key] = from;
-    } else if (mine[i].value != theirs[i].value && mine[i].key != "max_position_embeddings") {
-      errors.add(
-          key, fmt::format("is {}, but {} has {}; leave the key out", mine[i].value, from, theirs[i].value));
+    } else if (written[i].value != theirs[i].value &&
+               changes_the_model(written[i].key, mine.family, shape.family)) {
+      errors.add(key, fmt::format("is {}, but {} has {}; leave the key out", written[i].value, from,
+                                  theirs[i].value));
     }
   }
   throw_problems(located(loaded, errors), loaded.path);
+  model = shape;  // preset and init_from are the section's, not the shape's
   if (loaded.written("model.max_position_embeddings"))
-    merged.max_position_embeddings = model.max_position_embeddings;
-  model = merged;
+    model.max_position_embeddings = mine.max_position_embeddings;
+  if (loaded.written("model.initializer_range")) model.initializer_range = mine.initializer_range;
+  if (loaded.written("model.family")) model.family = mine.family;
   validate_run(loaded, errors);
   throw_problems(located(loaded, errors), loaded.path);
 }

@@ -48,8 +48,8 @@ void throw_problems(std::vector<ConfigProblem> problems, const std::string& what
 // What a validate() found, with the positions of `loaded`.
 std::vector<ConfigProblem> located(const LoadedConfig& loaded, const ConfigErrors& errors);
 
-// model.init_from without a shape: every model key that nobody wrote takes the value of `shape`. A written
-// key that differs is Error{Config}; max_position_embeddings may differ.
+// model.init_from: every model key that nobody wrote takes the value of `shape`. A written key that would
+// make it another model is Error{Config}; max_position_embeddings and initializer_range may differ.
 void adopt_model_shape(LoadedConfig& loaded, const ModelConfig& shape, const std::string& from);
 // model.vocab_size 0 becomes `tokenizer_size`; a written one that is smaller is Error{Config}.
 void adopt_vocab_size(LoadedConfig& loaded, int64_t tokenizer_size, const std::string& from);
