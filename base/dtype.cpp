@@ -95,6 +95,7 @@ uint16_t float_to_fp16(float value) {
 }
 
 void convert(DType from, const void* in, DType to, void* out, int64_t count) {
+  if (count == 0) return;  // pointers may be null then, which memcpy forbids
   if (from == to) {
     std::memcpy(out, in, static_cast<size_t>(checked_mul(count, size_bytes(from))));
     return;

@@ -18,6 +18,7 @@
 #include "parallel/binding.h"
 #include "trainer/checkpoint/find_checkpoint.h"
 #include "trainer/checkpoint/resume_contract.h"
+#include "trainer/checkpoint/retention.h"
 #include "trainer/checkpoint/run_lock.h"
 #include "trainer/interchange/model_source.h"
 #include "trainer/memory_estimate.h"
@@ -248,6 +249,9 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   const auto weights = checkpoint ? nullptr : initial_weights(loaded, data, context, log);
   if (control.rank() == 0) {
     if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
+    // Going on from a named checkpoint: newer ones belong to another history and would be found first next time.
+    if (checkpoint && options.resume != "auto")
+      retire_newer_checkpoints(context.fs, log, save, checkpoint->step(), attempt);
     context.fs.write_atomically(save + "/config.yaml", resolved_yaml(loaded));
   }
   FaultInjector faults(parse_fault_plan(context.environment.fault_plan), control.rank());
