@@ -145,11 +145,11 @@ def main():
     parser.add_argument("--driver", required=True)
     driver = parser.parse_args().driver
     rng = random.Random(5)
-    training = list(corpus.english_and_code(rng, 150_000)) + [corpus.chinese(rng) for _ in range(30)] + [
+    training = list(corpus.english_and_code(rng, 60_000)) + [corpus.chinese(rng) for _ in range(30)] + [
         corpus.combining(rng) for _ in range(30)]
     words = [w for t in training for w in t.split()][:3000]
-    texts = list(corpus.documents(9, 120_000, words, NAMES)) + ["".join(rng.choice(
-        NAMES + [" ", "  ", "x", "\u00e9", "\n", "_", "\u3000"]) for _ in range(rng.randint(1, 30))) for _ in range(400)]
+    texts = list(corpus.documents(9, 60_000, words, NAMES)) + ["".join(rng.choice(
+        NAMES + [" ", "  ", "x", "\u00e9", "\n", "_", "\u3000"]) for _ in range(rng.randint(1, 30))) for _ in range(300)]
     failed, count = [], 0
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
