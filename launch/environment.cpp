@@ -42,6 +42,7 @@ Environment read_environment() {
   if (gethostname(name.data(), name.size() - 1) == 0) e.host = name.data();
   e.slurm_job_id = text_of("SLURM_JOB_ID");
   e.stderr_is_terminal = isatty(STDERR_FILENO) == 1;
+  e.omp_num_threads = number_of({"OMP_NUM_THREADS"}, 0);
   e.fault_plan = text_of("HEARTH_FAULT");
   return e;
 }

@@ -110,10 +110,9 @@ void prepare_device_sharing(CommandContext& context, at::Device device, Log& log
 }
 
 // Each rank's share of the cores it may use: all of them where the launcher bound it, its part where ranks share.
-int compute_threads(const ControlPlane& control) {
+int compute_threads(const ControlPlane& control, const Environment& environment) {
+  if (environment.omp_num_threads > 0) return environment.omp_num_threads;
   const auto cores = static_cast<int>(allowed_cores().size());
-  const char* asked = std::getenv("OMP_NUM_THREADS");  // the user's word wins
-  if (asked != nullptr && std::atoi(asked) > 0) return std::atoi(asked);
   const bool bound = cores < static_cast<int>(std::thread::hardware_concurrency());
   return std::max(1, bound ? cores : cores / control.local_world_size());
 }
@@ -224,7 +223,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   ControlPlane& control = *context.job.control;
   const std::string& save = loaded.config.checkpoint.save;
   const at::Device device = select_device(parse_device_choice(options.device), control.local_rank());
-  const int threads = compute_threads(control);
+  const int threads = compute_threads(control, context.environment);
   set_compute_threads(threads);
   std::unique_ptr<RunLock> lock;
   if (control.rank() == 0) {
