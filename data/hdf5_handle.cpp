@@ -4,7 +4,23 @@
 
 namespace hearth {
 
+namespace {
+
+// HDF5 describes a failed system call with time stamps and addresses; only "errno = 28, error message =
+// '...'" is of use.
+std::string without_noise(std::string reason) {
+  const size_t number = reason.find("errno = ");
+  if (number != std::string::npos) reason = reason.substr(number, reason.find("', ", number) + 1 - number);
+  return reason.substr(0, reason.find('\n'));
+}
+
+}  // namespace
+
 void require_hdf5() {
+  // Every file is closed by its owner. HDF5's own clean-up at exit crashes after a close that failed on a
+  // full disk (1.10.8), which would turn exit code 9 into a signal. Must be the first call; later ones change
+  // nothing.
+  H5dont_atexit();
   hbool_t thread_safe = false;
   HEARTH_CHECK(H5is_library_threadsafe(&thread_safe) >= 0 && thread_safe, Io,
                "this HDF5 library is not thread-safe; install the distribution's libhdf5, which is");
@@ -27,7 +43,8 @@ void fail_hdf5(ErrorKind kind, std::string_view message) {
   const bool full = reason.find("errno = 28") != std::string::npos ||
                     reason.find("errno = 122") != std::string::npos ||
                     reason.find("errno = 27") != std::string::npos;  // ENOSPC, EDQUOT, EFBIG
-  fail(full ? ErrorKind::NoSpace : kind, "{}{}{}", message, reason.empty() ? "" : ": HDF5 says ", reason);
+  fail(full ? ErrorKind::NoSpace : kind, "{}{}{}", message, reason.empty() ? "" : ": HDF5 says ",
+       without_noise(reason));
 }
 
 Hdf5Handle open_hdf5_read_only(const std::string& path) {

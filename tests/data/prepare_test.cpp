@@ -3,6 +3,7 @@
 #include "data/prepare.h"
 
 #include <hdf5.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -271,6 +272,35 @@ BOOST_FIXTURE_TEST_CASE(a_file_system_fault_is_reported_and_the_next_run_succeed
       BOOST_REQUIRE((tree("got") == tree("want")));
     }
   }
+}
+
+// HDF5 writes by itself, past FileSystem; its clean-up at exit must not turn the error into a crash.
+BOOST_FIXTURE_TEST_CASE(a_full_disk_inside_hdf5_is_one_error_and_a_clean_exit, Fixture) {
+  make_corpus();
+  auto chosen = options({"in"}, "out");
+  chosen.shard_bytes = 100000;
+  for (const rlim_t limit : {40000, 60000, 80000}) {  // above every run file, below a shard
+    const pid_t child = fork();
+    if (child == 0) {
+      signal(SIGXFSZ, SIG_IGN);  // the write then fails with EFBIG
+      const rlimit file_size{limit, limit};
+      setrlimit(RLIMIT_FSIZE, &file_size);
+      int code = 0;
+      try {
+        prepare_dataset(*fs, chosen);
+      } catch (const Error& error) {
+        const bool names_shard = std::string(error.what()).find("shard-0") != std::string::npos;
+        code = names_shard ? exit_code(error.kind()) : 1;
+      }
+      exit(code);  // not _exit: what libraries registered for the exit must run
+    }
+    int status = 0;
+    BOOST_REQUIRE(waitpid(child, &status, 0) == child);
+    BOOST_TEST((WIFEXITED(status) && WEXITSTATUS(status) == 9),
+               "limit " << limit << ": wait status " << status);
+    BOOST_TEST(!std::filesystem::exists(folder / "out/dataset.json"));
+  }
+  BOOST_TEST(prepare_dataset(*fs, chosen).num_documents == 640);
 }
 
 BOOST_FIXTURE_TEST_CASE(a_second_call_appends_new_sources_and_skips_known_ones, Fixture) {
