@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,8 @@ def resources(log):
 
 def compile_one(command, directory, scratch):
     words = shlex.split(command)
+    if shutil.which("ccache") and os.path.basename(words[0]) != "ccache":
+        words.insert(0, "ccache")
     for flag, file in (("-o", "out.o"), ("-MF", "out.d")):
         if flag in words:
             words[words.index(flag) + 1] = os.path.join(scratch, file)
