@@ -36,16 +36,17 @@ mkdir -p "$bundle"/{bin,lib,compat,mpi/bin}
 # Of Open MPI's plugins, each says where it lives; Debian and Ubuntu keep the layout below one prefix.
 opal() { ompi_info --all --parsable 2>/dev/null | sed -n "s/^path:$1://p" | head -1; }
 copy_mpi() {
-  local prefix libdir plugins data
+  local prefix libdir plugins data plugin
   prefix=$(opal prefix) libdir=$(opal libdir) plugins=$(opal pkglibdir) data=$(opal pkgdatadir)
   [ -d "$plugins" ] || die "ompi_info names no folder of plugins" "Open MPI 4.1 is needed (openmpi-bin)"
   cp -L "$(command -v orterun)" "$(command -v orted)" "$bundle/mpi/bin/"
   mkdir -p "$bundle/mpi/${libdir#"$prefix"/}" "$bundle/mpi/share" "$bundle/mpi/etc"
   cp -rL "$plugins" "$bundle/mpi/${libdir#"$prefix"/}/"
   cp -rL "$data" "$bundle/mpi/share/openmpi"
-  : >"$bundle/mpi/etc/openmpi-mca-params.conf"
-  pmix=$(dirname "$(find "${libdir%/openmpi/lib}" -name 'mca_*.so' -path '*pmix*/pmix/*' -print -quit)")
-  if [ -d "$pmix" ]; then cp -rL "$pmix" "$bundle/mpi/pmix"; fi
+  cp -L "$(opal sysconfdir)/openmpi-mca-params.conf" "$bundle/mpi/etc/"  # Debian rules out transports that break
+  plugin=$(find "${libdir%/openmpi/lib}" -name 'pmix_mca_*.so' -print -quit)
+  [ -n "$plugin" ] || die "PMIx has no plugins below ${libdir%/openmpi/lib}" "mpirun of the bundle could not start ranks"
+  cp -rL "$(dirname "$plugin")" "$bundle/mpi/pmix"
 }
 
 # Every library that the given files load, but glibc, the dynamic loader, the driver, and what lies in the wheels.
@@ -94,7 +95,7 @@ copy_wheels() {
 write_wrappers() {
   cat >"$bundle/environment.sh" <<'WRAPPER'
 # Sourced by ./hearth and ./mpirun: where this bundle's libraries are.
-PATH=${PATH:-/usr/bin:/bin}
+export PATH="${PATH:-/usr/bin:/bin}"
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 if [ -d "$here/site/torch" ]; then
   site=$here/site
@@ -115,7 +116,7 @@ done
 if ! { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q 'libstdc++\.so\.6'; then path=$path:$here/compat; fi
 export LD_LIBRARY_PATH="$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export OPAL_PREFIX="$here/mpi" OPAL_SYSCONFDIR="$here/mpi/etc" OPAL_PKGDATADIR="$here/mpi/share/openmpi"
-if [ -d "$here/mpi/pmix" ]; then export PMIX_MCA_mca_base_component_path="$here/mpi/pmix"; fi
+export PMIX_MCA_mca_base_component_path="$here/mpi/pmix"
 WRAPPER
   cat >"$bundle/hearth" <<'WRAPPER'
 #!/bin/sh

@@ -3,34 +3,25 @@
 # shellcheck shell=bash
 declare -gA _hearth_help=()
 
-# Prints the words that `$1 verb...` takes: verbs below it when $2 is verbs, flags when it is flags.
-_hearth_words() {
-  local program=$1 kind=$2 key
-  shift 2
-  key="$program $*"
-  if [ -z "${_hearth_help[$key]:-}" ]; then
-    _hearth_help[$key]=$("$program" "$@" --help 2>/dev/null) || return 0
-  fi
-  if [ "$kind" = verbs ]; then
-    sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\).*/\1/p' <<<"${_hearth_help[$key]}"
-  else
-    sed -n 's/^  \(-[-,a-zA-Z]*\).*/\1/p' <<<"${_hearth_help[$key]}" | tr ',' '\n'
-  fi
+# Makes sure that `$1 verb... --help` is known. Not in a subshell, or it would be asked again and again.
+_hearth_ask() {
+  local key="$*"
+  if [ -z "${_hearth_help[$key]:-}" ]; then _hearth_help[$key]=$("$@" --help 2>/dev/null) || true; fi
 }
+_hearth_verbs() { sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\).*/\1/p' <<<"${_hearth_help[$*]:-}"; }
+_hearth_flags() { sed -n 's/^  \(-[-,a-zA-Z]*\).*/\1/p' <<<"${_hearth_help[$*]:-}" | tr ',' '\n'; }
 
 _hearth() {
-  local program=${COMP_WORDS[0]} current=${COMP_WORDS[COMP_CWORD]} verbs=() word known i
-  program=${program/#\~/$HOME}
+  local command=("${COMP_WORDS[0]/#\~/$HOME}") current=${COMP_WORDS[COMP_CWORD]} i words
+  _hearth_ask "${command[@]}"
   for ((i = 1; i < COMP_CWORD; i++)); do
-    word=${COMP_WORDS[i]}
-    known=$(_hearth_words "$program" verbs "${verbs[@]}")
-    if grep -qxF -- "$word" <<<"$known"; then verbs+=("$word"); fi
+    if grep -qxF -- "${COMP_WORDS[i]}" <<<"$(_hearth_verbs "${command[@]}")"; then
+      command+=("${COMP_WORDS[i]}")
+      _hearth_ask "${command[@]}"
+    fi
   done
-  if [[ $current == -* ]]; then
-    mapfile -t COMPREPLY < <(compgen -W "$(_hearth_words "$program" flags "${verbs[@]}")" -- "$current")
-  else
-    mapfile -t COMPREPLY < <(compgen -W "$(_hearth_words "$program" verbs "${verbs[@]}")" -- "$current")
-  fi
+  if [[ $current == -* ]]; then words=$(_hearth_flags "${command[@]}"); else words=$(_hearth_verbs "${command[@]}"); fi
+  mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }
 # Paths where no verb or flag fits: most arguments are files and folders.
 complete -o bashdefault -o default -F _hearth hearth

@@ -16,9 +16,7 @@ namespace hearth {
 namespace {
 
 void add_commands(CLI::App& app, CommandContext& context) {
-#ifdef HEARTH_HAS_DOCTOR
   add_doctor_command(app, context);
-#endif
   CLI::App* data =
       app.add_subcommand("data", "Prepare, inspect and verify token datasets; train and try tokenizers");
   data->require_subcommand(1);
@@ -28,45 +26,19 @@ void add_commands(CLI::App& app, CommandContext& context) {
         "`hearth data` works on one rank, not on {}: start it without mpirun (it uses all cores by itself)",
         context.job.control->world_size());
   });
-#ifdef HEARTH_HAS_DATA_PREPARE
   add_data_prepare_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_DATA_INSPECT
   add_data_inspect_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_DATA_VERIFY
   add_data_verify_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_DATA_AUDIT
   add_data_audit_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_DATA_TRAIN_TOKENIZER
   add_data_train_tokenizer_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_DATA_ENCODE
   add_data_encode_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_DATA_DECODE
   add_data_decode_command(*data, context);
-#endif
-#ifdef HEARTH_HAS_TRAIN
   add_train_command(app, context);
-#endif
-#ifdef HEARTH_HAS_EVAL
   add_eval_command(app, context);
-#endif
-#ifdef HEARTH_HAS_GENERATE
   add_generate_command(app, context);
-#endif
-#ifdef HEARTH_HAS_IMPORT
   add_import_command(app, context);
-#endif
-#ifdef HEARTH_HAS_EXPORT
   add_export_command(app, context);
-#endif
-#ifdef HEARTH_HAS_CHECKPOINT
   add_checkpoint_command(app, context);
-#endif
 }
 
 constexpr const char* kFooter =

@@ -59,7 +59,7 @@ make_environment() {
   local python
   for python in python3.12 python3.11 python3; do
     command -v "$python" >/dev/null || continue
-    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || continue
+    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue
     say "setup: making $HEARTH_VENV with $($python --version)"
     "$python" -m venv --clear "$HEARTH_VENV"
     return

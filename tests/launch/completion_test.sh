@@ -6,33 +6,35 @@ hearth=${HEARTH_BINARY:?HEARTH_BINARY names the program}
 # shellcheck source=launch/completion.bash
 source "$here/../../launch/completion.bash"
 
-reply() {  # words... -> COMPREPLY, sorted, on one line
+reply() {  # words... -> $offered: the answers, sorted, on one line
   COMP_WORDS=("$hearth" "$@")
   COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
   COMPREPLY=()
   _hearth
-  printf '%s\n' "${COMPREPLY[@]}" | sort | tr '\n' ' '
+  offered=$(printf '%s\n' "${COMPREPLY[@]}" | sort | tr '\n' ' ')
 }
 expect() {  # wanted words...
-  local want=$1 got
+  local want=$1
   shift
-  got=$(reply "$@")
-  [ "$got" = "$want" ] || { echo "hearth $* -> '$got', expected '$want'" >&2; exit 1; }
+  reply "$@"
+  [ "$offered" = "$want " ] || { echo "hearth $* -> '$offered', expected '$want '" >&2; exit 1; }
 }
 has() {  # word words...
   local want=$1
   shift
-  [[ " $(reply "$@")" == *" $want "* ]] || { echo "hearth $* does not offer $want" >&2; exit 1; }
+  reply "$@"
+  [[ " $offered" == *" $want "* ]] || { echo "hearth $* does not offer $want" >&2; exit 1; }
 }
 # Every verb is written once per line in --help; the count must agree, so none is lost in parsing.
 listed=$("$hearth" --help | sed -n '/^Subcommands:/,/^$/p' | grep -c '^  [a-z]')
-[ "$(reply '' | wc -w)" = "$listed" ] || { echo "verbs: $(reply ''), expected $listed" >&2; exit 1; }
-expect 'doctor ' doc
-expect 'train ' trai
+reply ''
+[ "$(wc -w <<<"$offered")" = "$listed" ] || { echo "verbs: $offered, expected $listed" >&2; exit 1; }
+expect doctor doc
+expect train trai
 has inspect data ''
-expect 'prepare ' data prep
+expect prepare data prep
 has --dry-run train --
-expect '--print-config ' train config.yaml --print
+expect --print-config train config.yaml --print
 has --json doctor --
 expect '' data prepare some/file
 echo "completion: right"
