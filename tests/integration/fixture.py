@@ -35,6 +35,18 @@ def binary():
     return os.path.abspath(os.environ["HEARTH_BINARY"])
 
 
+def device():
+    """cpu, or cuda where tests/gpu.sh asks for it."""
+    return os.environ.get("HEARTH_TEST_DEVICE", "cpu")
+
+
+def train_arguments(run, config="config.yaml", sets=(), on=None):
+    """Arguments of `hearth train` into runs/RUN. On a GPU bit-for-bit claims hold in deterministic mode."""
+    on = on or device()
+    sets = [f"checkpoint.save=runs/{run}", *(["training.deterministic_mode=true"] if on == "cuda" else []), *sets]
+    return ["train", config, "--device", on] + [word for item in sets for word in ("--set", item)]
+
+
 def write_corpus(path, num_documents=300, seed=5):
     """Sentences over a small vocabulary whose next word depends on the last one, so that there is something to learn."""
     rng = random.Random(seed)
@@ -104,11 +116,8 @@ class Workspace:
             out.write(to_yaml(flat))
         return name
 
-    def train(self, run, ranks=1, config="config.yaml", sets=(), **kwargs):
-        arguments = ["train", config, "--set", f"checkpoint.save=runs/{run}"]
-        for item in sets:
-            arguments += ["--set", item]
-        return hearth(arguments, self.folder, ranks=ranks, **kwargs)
+    def train(self, run, ranks=1, config="config.yaml", sets=(), on=None, **kwargs):
+        return hearth(train_arguments(run, config, sets, on), self.folder, ranks=ranks, **kwargs)
 
     def metrics(self, run):
         """{step: metrics line} of the training steps in runs/RUN/metrics.jsonl."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from fixture import MPIRUN, Report, Workspace, binary, hearth
+from fixture import MPIRUN, Report, Workspace, binary, hearth, train_arguments
 
 RANKS, STEPS = 2, 60
 
@@ -38,7 +38,7 @@ def session_members(session):
 
 def start(workspace, run):
     return subprocess.Popen(
-        [MPIRUN, str(RANKS), binary(), "train", "config.yaml", "--set", f"checkpoint.save=runs/{run}"],
+        [MPIRUN, str(RANKS), binary(), *train_arguments(run)],
         cwd=workspace.folder, stdout=subprocess.DEVNULL, stderr=open(workspace.path("stderr.txt"), "w"),
         start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -1,11 +1,12 @@
 """Row 5 of the foundation: layout does not change the run.
 1, 2 and 4 ranks and zero_stage 0 and 1 give one loss curve; two identical runs and stop + resume are bit-identical;
 a resume on another number of ranks continues the same sample stream (the losses would jump if it did not)."""
+import os
 import signal
 import subprocess
 import time
 
-from fixture import MPIRUN, Report, Workspace, binary, hearth
+from fixture import MPIRUN, Report, Workspace, binary, hearth, train_arguments
 
 # Measured between correct formulations: 3e-7 after 20 steps and 8e-6 after 100; ten times that is a bug.
 FIRST20, REST, STEPS, CUT = 2e-6, 5e-5, 100, 40
@@ -18,9 +19,8 @@ def run_until(workspace, run, ranks, steps):
 
 def stop_by_signal(workspace, run, ranks, report):
     """USR1 to mpirun after some steps: the run saves at a step boundary and ends with code 75."""
-    import os
     process = subprocess.Popen(
-        [MPIRUN, str(ranks), binary(), "train", "config.yaml", "--set", f"checkpoint.save=runs/{run}"],
+        [MPIRUN, str(ranks), binary(), *train_arguments(run)],
         cwd=workspace.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics = workspace.path("runs", run, "metrics.jsonl")

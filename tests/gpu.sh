@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# tests/gpu.sh pack [BUILD] [FOLDER]: gathers what a bare GPU machine needs in FOLDER (default dist/gpu, small enough to
+#     carry): the bundle of launch/bundle.sh without LibTorch and the GPU test programs of BUILD (default build).
+# tests/gpu.sh [STAGE...]: runs there, from the repository root, with FOLDER in HEARTH_GPU_FOLDER (default dist/gpu):
+#     unit        every kernel family against its reference, the NCCL backend on 1, 2 and 4 ranks of one device
+#     sanitizer   the kernel tests again under compute-sanitizer (memcheck)
+#     layouts     row 5 over NCCL, 1, 2 and 4 ranks on one device: equal curves, bit-equal repeats, stop + resume
+#     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
+#     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
+#                 --preset --seq --mbs --mode and prints a JSON line), eager and compiled
+# Without a stage: all but bench. A stage that lacks something says so and the next one runs. The table comes last;
+# whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240).
+# shellcheck disable=SC2317  # stages are called by their name
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+folder=${HEARTH_GPU_FOLDER:-$root/dist/gpu}
+kernel_tests=(rms_norm rope swiglu cross_entropy adamw embedding gemm)
+table=()
+failed=0
+
+pack() {
+  local build=${1:-$root/build} target=${2:-$folder} program
+  set -e
+  rm -rf "$target"
+  mkdir -p "$target/bin"
+  HEARTH_BINARY=$build/hearth "$root/launch/bundle.sh" --output "$target/bundle.tar.gz"
+  for program in "$build"/tests/kernels/kernels_*_test "$build/tests/parallel/parallel_nccl_comm_test" "$build/tests/bench/kernels_bench"; do
+    if [ -x "$program" ]; then strip -o "$target/bin/$(basename "$program")" "$program"; else echo "not built: $program" >&2; fi
+  done
+  # The sanitizer is a part of the toolkit that a GPU machine need not have.
+  sanitizer=${HEARTH_SANITIZER_DIR:-${CUDA_HOME:-/usr/local/cuda}/compute-sanitizer}
+  if [ -x "$sanitizer/compute-sanitizer" ]; then
+    tar -C "$(dirname "$sanitizer")" -cz "$(basename "$sanitizer")" >"$target/sanitizer.tar.gz"
+  else
+    echo "no compute-sanitizer in $sanitizer (HEARTH_SANITIZER_DIR): that stage needs the GPU machine's own" >&2
+  fi
+  du -sh "$target"/* >&2
+}
+
+row() { table+=("$(printf '%-12s %-34s %-8s %5s s  %s' "$1" "$2" "$3" "$4" "${5:-}")"); }
+
+# one STAGE NAME COMMAND...: runs it, keeps the log, adds a row. 77 is skipped, as in ctest.
+one() {
+  local stage=$1 name=$2 begin=$SECONDS status=0 word log
+  shift 2
+  log=$logs/${stage}_$name.log
+  timeout --kill-after=10 "$((stage_end > SECONDS ? stage_end - SECONDS : 1))" "$@" >"$log" 2>&1 || status=$?
+  case $status in
+    0) word=ok ;;
+    77) word=skipped ;;
+    124 | 137) word=TIMEOUT ;;
+    *) word="FAIL $status" ;;
+  esac
+  case $word in ok | skipped) ;; *) failed=1; echo "---- $stage $name: $word"; grep -vE '^ok ' "$log" | tail -n 25 ;; esac
+  row "$stage" "$name" "$word" "$((SECONDS - begin))" "$(grep -E '^(FAIL|\{|[0-9]+ failed|\*\*\* |ERROR SUMMARY|=+ ERROR SUMMARY)' "$log" | tail -n 1 | cut -c1-110)"
+}
+
+have() { [ -e "$1" ] || { row "$stage" "$(basename "$1")" absent 0; return 1; }; }
+
+unpack() {
+  [ -e "$folder/bundle.tar.gz" ] || { echo "no $folder/bundle.tar.gz: run tests/gpu.sh pack where Hearth is built" >&2; exit 2; }
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  tar -C "$work" -xzf "$folder/bundle.tar.gz"
+  bundle=$(echo "$work"/hearth-*)
+  if [ -e "$folder/sanitizer.tar.gz" ]; then tar -C "$work" -xzf "$folder/sanitizer.tar.gz"; fi
+  # Test programs find libraries as the bundle's own program does: a wrapper per program.
+  local program
+  mkdir -p "$work/bin"
+  for program in "$folder"/bin/*; do
+    cp "$program" "$bundle/bin/"
+    sed "s|bin/hearth|bin/$(basename "$program")|" "$bundle/hearth" >"$bundle/$(basename "$program")"
+    chmod +x "$bundle/$(basename "$program")"
+  done
+  export PATH=$bundle:$PATH HEARTH_BINARY=$bundle/hearth HEARTH_TEST_DEVICE=cuda
+  python=${HEARTH_PYTHON:-python3}
+}
+
+stage_unit() {
+  local op ranks
+  for op in "${kernel_tests[@]}"; do have "$bundle/kernels_${op}_test" && one unit "$op" "$bundle/kernels_${op}_test" -- cuda; done
+  for ranks in 1 2 4; do
+    have "$bundle/parallel_nccl_comm_test" && one unit "nccl_$ranks" "$root/tests/mpirun.sh" "$ranks" "$bundle/parallel_nccl_comm_test"
+  done
+}
+
+stage_sanitizer() {
+  local op tool
+  for tool in "$work/compute-sanitizer/compute-sanitizer" "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
+    "$(command -v compute-sanitizer || true)"; do
+    if [ -x "$tool" ]; then break; fi
+  done
+  if ! [ -x "$tool" ]; then row sanitizer compute-sanitizer absent 0; return; fi
+  for op in "${kernel_tests[@]}"; do
+    have "$bundle/kernels_${op}_test" &&
+      one sanitizer "$op" "$tool" --tool memcheck --target-processes all --error-exitcode 99 "$bundle/kernels_${op}_test" -- cuda
+  done
+}
+
+stage_layouts() { one layouts layouts "$python" "$root/tests/integration/layouts.py"; }
+stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
+
+stage_bench() {
+  local shape mode peer=${HEARTH_PEER:-}
+  have "$bundle/kernels_bench" && one bench kernels "$bundle/kernels_bench"
+  for shape in "1b 4096 4" "135m 2048 16"; do
+    # shellcheck disable=SC2086  # three words
+    set -- $shape
+    one bench "hearth_$1" "$python" "$root/tests/bench/gpu_speed.py" "$1"
+    if [ -z "$peer" ]; then row bench "peer_$1" absent 0 "HEARTH_PEER is not set"; continue; fi
+    for mode in eager compile; do one bench "peer_$1_$mode" "$python" "$peer" --preset "$1" --seq "$2" --mbs "$3" --mode "$mode"; done
+  done
+  cat "$logs/bench_kernels.log" 2>/dev/null
+}
+
+if [ "${1:-}" = pack ]; then
+  shift
+  pack "$@"
+  exit
+fi
+unpack
+logs=${OUT:-$folder/logs}
+mkdir -p "$logs"
+nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
+[ $# -gt 0 ] || set -- unit sanitizer layouts precision
+for stage in "$@"; do
+  stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-240}))
+  case $stage in
+    unit | sanitizer | layouts | precision | bench) "stage_$stage" ;;
+    *) echo "no stage '$stage'" >&2; exit 2 ;;
+  esac
+done
+# Few files come back from some machines: one archive of all logs.
+tar -C "$logs" -czf "$logs/logs.tar.gz" --exclude=logs.tar.gz . && find "$logs" -name '*.log' -delete
+printf '\n%s\n' "${table[@]}"
+exit "$failed"
