@@ -70,6 +70,10 @@ class RunningJob {
     ::dup2(out, 1);
     ::dup2(out, 2);
     ::setenv("HEARTH_FAULT", fault.c_str(), 1);
+    // A killed mpirun leaves its shared memory and session files behind; here they go with the test's folder.
+    const std::string folder = log.substr(0, log.find_last_of('/'));
+    ::setenv("OMPI_MCA_btl_vader_backing_directory", folder.c_str(), 1);
+    ::setenv("OMPI_MCA_orte_tmpdir_base", folder.c_str(), 1);
     ::execv(argv[0], argv.data());
     ::_exit(127);
   }
