@@ -1,0 +1,119 @@
+// Initial weights are a function of (seed, name, element): no layout, bucket size or dtype moves them.
+#include "trainer/model/parameter_store.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+
+#include "base/error.h"
+#include "tests/trainer/tiny_model.h"
+
+using namespace hearth;
+using hearth::testing::tiny_config;
+
+namespace {
+
+ModelConfig biased_config() {
+  ModelConfig c = tiny_config();
+  c.attention_bias = c.attention_output_bias = c.qk_norm = true;
+  return c;
+}
+
+ParameterStore initialized(int64_t data_parallel_size, int64_t bucket_elements, DType dtype, uint64_t seed) {
+  ParameterStore store(biased_config(), dtype, at::kCPU, WithGradients::Yes, data_parallel_size,
+                       bucket_elements);
+  store.initialize(seed);
+  return store;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(initial_weights_do_not_depend_on_ranks_or_buckets) {
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    const ParameterStore base = initialized(1, int64_t{25} << 20, dtype, 7);
+    BOOST_TEST(base.plan().buckets.size() == 1u);
+    for (const int64_t ranks : {1, 2, 3, 4, 8})
+      for (const int64_t bucket : {1, 1000, 5000}) {
+        const ParameterStore other = initialized(ranks, bucket, dtype, 7);
+        BOOST_TEST(other.plan().buckets.size() > 1u);
+        for (const Parameter& p : base.parameters())
+          BOOST_TEST(at::equal(p.weight, other.at(p.spec.name).weight), p.spec.name);
+      }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_seed_and_the_name_decide) {
+  const ParameterStore a = initialized(1, 1000, DType::F32, 7), b = initialized(1, 1000, DType::F32, 8);
+  const std::string first = "model.layers.0.mlp.gate_proj.weight",
+                    second = "model.layers.1.mlp.gate_proj.weight";
+  BOOST_TEST(!at::equal(a.at(first).weight, b.at(first).weight));
+  BOOST_TEST(!at::equal(a.at(first).weight, a.at(second).weight));
+}
+
+BOOST_AUTO_TEST_CASE(bf16_is_the_rounded_fp32_draw) {
+  const ParameterStore full = initialized(1, 1000, DType::F32, 7),
+                       half = initialized(2, 5000, DType::BF16, 7);
+  for (const Parameter& p : full.parameters())
+    BOOST_TEST(at::equal(p.weight.to(at::kBFloat16), half.at(p.spec.name).weight), p.spec.name);
+}
+
+// What a rank draws for its masters is the slice of the whole.
+BOOST_AUTO_TEST_CASE(slices_of_the_initial_values) {
+  const ParameterStore store = initialized(1, 1000, DType::F32, 7);
+  for (size_t i = 0; i < store.parameters().size(); ++i) {
+    const at::Tensor whole = store.parameters()[i].weight.reshape({-1});
+    const int64_t begin = whole.numel() / 3, end = whole.numel() - 1;
+    at::Tensor slice = at::empty({end - begin}, at::kFloat);
+    store.initial_values(static_cast<int64_t>(i), 7, begin, end, slice.data_ptr<float>());
+    BOOST_TEST(at::equal(slice, whole.narrow(0, begin, end - begin)), store.parameters()[i].spec.name);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(matrices_are_normal_norms_one_and_biases_zero) {
+  const ModelConfig config = biased_config();
+  const ParameterStore store = initialized(1, 1000, DType::F32, 7);
+  for (const Parameter& p : store.parameters()) {
+    const double mean = p.weight.mean().item<double>(),
+                 deviation = p.weight.std(/*unbiased=*/false).item<double>();
+    if (p.spec.shape.size() == 1) {
+      BOOST_TEST(mean == (p.spec.name.ends_with(".bias") ? 0.0 : 1.0), p.spec.name);
+      BOOST_TEST(deviation == 0.0, p.spec.name);
+      continue;
+    }
+    // Five standard errors of a sample's mean and deviation.
+    const double n = static_cast<double>(p.weight.numel());
+    BOOST_TEST(std::abs(mean) <= 5 * config.initializer_range / std::sqrt(n), p.spec.name);
+    BOOST_TEST(std::abs(deviation / config.initializer_range - 1) <= 5 / std::sqrt(2 * n), p.spec.name);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(rows_of_padding_stay_zero) {
+  const ParameterStore store = initialized(1, 1000, DType::F32, 7);
+  for (const char* name : {"model.embed_tokens.weight", "lm_head.weight"}) {
+    const Parameter& p = store.at(name);
+    BOOST_TEST(p.weight.size(0) == 61);
+    BOOST_TEST(p.padded_weight.size(0) == kVocabPadding);
+    BOOST_TEST(p.padded_weight.narrow(0, 61, kVocabPadding - 61).abs().max().item<double>() == 0.0);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(neighbours_are_one_matrix) {
+  const ParameterStore store = initialized(3, 1, DType::F32, 7);
+  const std::string attention = "model.layers.1.self_attn.";
+  for (const char* kind : {".weight", ".bias"}) {
+    const at::Tensor fused = store.fused_weight(attention + "q_proj" + kind, attention + "v_proj" + kind);
+    BOOST_TEST(fused.size(0) == 32 + 16 + 16);
+    BOOST_TEST(at::equal(fused.narrow(0, 0, 32), store.at(attention + "q_proj" + kind).weight));
+    BOOST_TEST(at::equal(fused.narrow(0, 32, 16), store.at(attention + "k_proj" + kind).weight));
+    BOOST_TEST(at::equal(fused.narrow(0, 48, 16), store.at(attention + "v_proj" + kind).weight));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(an_unknown_parameter_is_named) {
+  const ParameterStore store = initialized(1, 1000, DType::F32, 7);
+  BOOST_CHECK_EXCEPTION(store.index("model.nothing"), Error, [](const Error& e) {
+    return std::string(e.what()).find("model.nothing") != std::string::npos;
+  });
+}
