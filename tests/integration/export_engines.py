@@ -47,12 +47,18 @@ if __name__ == "__main__":
     main()
 """
 CTRANSLATE2 = """
-import json, subprocess, sys, tempfile, ctranslate2, transformers
+import json, os, sys, tempfile, ctranslate2, transformers
 folder, prompts, count = json.loads(sys.argv[1])
 with tempfile.TemporaryDirectory() as out:
     ctranslate2.converters.TransformersConverter(folder).convert(out, force=True)
-    engine = ctranslate2.Generator(out, device="cpu", compute_type="float32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    # Its converter writes null for a tokenizer without BOS or UNK, and its loader then refuses null. Both are unused here.
+    with open(os.path.join(out, "config.json"), "r+", encoding="utf-8") as file:
+        config = {k: tokenizer.eos_token if v is None and k.endswith("_token") else v for k, v in json.load(file).items()}
+        file.seek(0)
+        file.truncate()
+        json.dump(config, file)
+    engine = ctranslate2.Generator(out, device="cpu", compute_type="float32")
     answers = []
     for prompt in prompts:
         ids = tokenizer(prompt).input_ids
