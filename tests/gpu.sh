@@ -132,5 +132,6 @@ for stage in "$@"; do
 done
 # Few files come back from some machines: one archive of all logs.
 tar -C "$logs" -czf "$logs/logs.tar.gz" --exclude=logs.tar.gz . && find "$logs" -name '*.log' -delete
-printf '\n%s\n' "${table[@]}"
+echo
+printf '%s\n' "${table[@]}"
 exit "$failed"
