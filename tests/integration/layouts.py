@@ -22,7 +22,8 @@ def stop_by_signal(workspace, run, ranks, report):
     process = subprocess.Popen(
         [MPIRUN, str(ranks), binary(), *train_arguments(run)],
         cwd=workspace.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+        # A step of a few milliseconds on a fast device would end the run before the notice comes.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HEARTH_FAULT": "sleep@point=step.end,ms=20,every=1"})
     metrics = workspace.path("runs", run, "metrics.jsonl")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
