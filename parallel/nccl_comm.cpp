@@ -175,7 +175,13 @@ WorkPtr NcclComm::start(std::string_view op, int64_t count, DType dtype, std::st
                                                   options_.group, seq_, bytes, config_name(dtype)));
   check_cuda(cudaEventRecord(ready_.get(), compute_), "cudaEventRecord");
   check_cuda(cudaStreamWaitEvent(stream_.get(), ready_.get(), 0), "cudaStreamWaitEvent");
-  if (count > 0) check_nccl(enqueue(), flight.what, comm_);
+  if (count > 0) {
+    const ncclResult_t code = enqueue();
+    // NCCL may connect to peers inside the call; a deadline that passes there aborts the call with an error of
+    // NCCL's own, and the deadline is the cause to report.
+    if (code != ncclSuccess) watchdog_->check();
+    check_nccl(code, flight.what, comm_);
+  }
   check_cuda(cudaEventRecord(flight.done.get(), stream_.get()), "cudaEventRecord");
   watchdog_->enqueued(flight);
   return std::make_unique<FlightWork>(*this, flight);

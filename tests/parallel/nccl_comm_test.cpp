@@ -226,12 +226,12 @@ BOOST_AUTO_TEST_CASE(nccl_deadline_names_the_call, *utf::precondition(has_device
   if (alone->rank() == 0) {
     DeviceData data(data_of(0, 1000), DType::F32);
     const auto start = std::chrono::steady_clock::now();
-    const auto work = alone->all_reduce(data.at(0), 1000, DType::F32, ReduceOp::Sum, "grad.bucket3");
     const auto expected = [](const Error& e) {
       return e.kind() == ErrorKind::Timeout &&
              e.message().find("all_reduce 'grad.bucket3'") != std::string::npos;
     };
-    const auto poll_to_the_end = [&] {
+    const auto poll_to_the_end = [&] {  // the call itself throws where NCCL waits for peers inside it
+      const auto work = alone->all_reduce(data.at(0), 1000, DType::F32, ReduceOp::Sum, "grad.bucket3");
       while (!work->poll()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
       work->wait();
     };
