@@ -27,7 +27,7 @@ void score_windows(Transformer& model, const std::vector<Window>& windows, std::
   at::Tensor ids = at::zeros({batch * longest}, at::kLong), targets = at::empty({batch * longest}, at::kLong);
   auto* id = ids.data_ptr<int64_t>();
   auto* target = targets.data_ptr<int64_t>();
-  std::fill(target, target + batch * longest, -100);
+  std::fill(target, target + batch * longest, kernels::kIgnoreIndex);
   for (int64_t b = 0; b < batch; ++b) {
     const Window& w = windows[static_cast<size_t>(b)];
     const auto& text = documents[w.document].ids;

@@ -3,12 +3,9 @@
 #include <ATen/ops/empty.h>
 
 #include "base/error.h"
+#include "kernels/cross_entropy_op.h"
 
 namespace hearth {
-namespace {
-constexpr int64_t kIgnored = -100;
-}
-
 MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mask, const Transformer& model) {
   HEARTH_REQUIRE(!samples.empty(), "a micro-batch without samples");
   const auto sequence = static_cast<int64_t>(samples[0].loss_mask.size());
@@ -30,7 +27,7 @@ MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mas
     for (int64_t t = 0; t < sequence; ++t) {
       const auto at = static_cast<size_t>(t);
       *id++ = sample.tokens[at];
-      *target++ = sample.loss_mask[at] ? sample.tokens[at + 1] : kIgnored;
+      *target++ = sample.loss_mask[at] ? sample.tokens[at + 1] : kernels::kIgnoreIndex;
       batch.valid_targets += sample.loss_mask[at] ? 1 : 0;
     }
     document_starts.push_back(mask == DocumentMask::Yes ? sample.document_starts : std::vector<int32_t>{0});

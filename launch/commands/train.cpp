@@ -187,12 +187,16 @@ void check_resume(const CheckpointReader& checkpoint, const TrainOptions& option
   require_resumable(changes, checkpoint.directory());
 }
 
-// The weights that a fresh run starts from; null where nothing names them.
-std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const Data& data, CommandContext& context,
-                                             Log& log) {
-  if (!loaded.config.model.init_from) return nullptr;
-  auto bundle = std::make_unique<ModelBundle>(
+std::unique_ptr<ModelBundle> open_init_from(const LoadedConfig& loaded, CommandContext& context, Log& log) {
+  return std::make_unique<ModelBundle>(
       open_model(context.fs, *context.job.control, log, *loaded.config.model.init_from));
+}
+
+// The weights that a fresh run starts from, `bundle` where complete_config opened them; null where nothing names them.
+std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const Data& data,
+                                             std::unique_ptr<ModelBundle> bundle, CommandContext& context, Log& log) {
+  if (!loaded.config.model.init_from) return nullptr;
+  if (bundle == nullptr) bundle = open_init_from(loaded, context, log);  // throws: complete_config did not find it
   const std::string& digest = data.train.front().dataset->tokenizer_digest();
   HEARTH_CHECK(bundle->tokenizer == nullptr || bundle->tokenizer->digest() == digest, BadInput,
                "model.init_from {} carries another tokenizer (digest {}) than the shards were prepared with (digest {}): "
@@ -208,18 +212,22 @@ nlohmann::json build_json() {
 }
 
 // What the experiment file leaves to be found elsewhere: the shape of init_from, the tokenizer's size.
-void complete_config(LoadedConfig& loaded, const Data& data, CommandContext& context, Log& log) {
+// Returns the opened init_from, which is verified once and loaded later; null where there is none (yet).
+std::unique_ptr<ModelBundle> complete_config(LoadedConfig& loaded, const Data& data, CommandContext& context,
+                                             Log& log) {
+  std::unique_ptr<ModelBundle> bundle;
   if (loaded.config.model.init_from && context.fs.exists(*loaded.config.model.init_from)) {
-    const ModelBundle bundle = open_model(context.fs, *context.job.control, log, *loaded.config.model.init_from);
-    adopt_model_shape(loaded, bundle.config, *loaded.config.model.init_from);
+    bundle = open_init_from(loaded, context, log);
+    adopt_model_shape(loaded, bundle->config, *loaded.config.model.init_from);
   }
   if (!data.train.empty())
     adopt_vocab_size(loaded, data.train.front().dataset->vocab_size(),
                      "tokenizer of " + data.train.front().dataset->directory());
+  return bundle;
 }
 
 void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, Data data,
-                  CommandContext& context, Log& log) {
+                  std::unique_ptr<ModelBundle> init_from, CommandContext& context, Log& log) {
   ControlPlane& control = *context.job.control;
   const std::string& save = loaded.config.checkpoint.save;
   const at::Device device = select_device(parse_device_choice(options.device), control.local_rank());
@@ -245,7 +253,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
 
   const auto checkpoint = checkpoint_to_resume(options, loaded.config.checkpoint, context, log);
   if (checkpoint) check_resume(*checkpoint, options, loaded, data, mesh.describe(), log);
-  const auto weights = checkpoint ? nullptr : initial_weights(loaded, data, context, log);
+  const auto weights = checkpoint ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
   if (control.rank() == 0) {
     if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
     // Going on from a named checkpoint: newer ones belong to another history and would be found first next time.
@@ -296,7 +304,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
   const bool only_look = options.dry_run || options.print_config;
   Data data = open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
-  complete_config(loaded, data, context, log);
+  auto init_from = complete_config(loaded, data, context, log);
   if (options.print_config) {
     if (control.rank() == 0) std::cout << resolved_yaml(loaded);
     if (!options.dry_run) return;
@@ -309,7 +317,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
     return;
   }
   require_one_tokenizer(data);
-  run_training(options, loaded, mesh, std::move(data), context, log);
+  run_training(options, loaded, mesh, std::move(data), std::move(init_from), context, log);
 }
 
 }  // namespace

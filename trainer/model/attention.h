@@ -12,7 +12,6 @@ namespace hearth {
 // Which rows attend to which: B sequences of S rows, causal, and inside a sequence only within one document.
 struct AttentionLayout {
   int64_t batch = 0, sequence = 0;
-  int64_t first_position = 0;     // of row 0 of each sequence (generation with a cache)
   bool has_boundaries = false;    // false: every sequence is one document and the fields below are unused
   at::Tensor cu_seqlens;          // int32 [documents + 1], row at which each document starts (CUDA, half precision)
   int64_t longest_document = 0;

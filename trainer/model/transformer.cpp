@@ -89,7 +89,7 @@ void Transformer::extend_rope_table(int64_t positions) {
 
 at::Tensor Transformer::hidden_states(const ModelInput& input, KvCache* cache) {
   const auto& layout = input.layout;
-  const int64_t first = cache != nullptr ? cache->length : layout.first_position;
+  const int64_t first = cache != nullptr ? cache->length : 0;
   extend_rope_table(first + layout.sequence);
   const at::Tensor positions = at::arange(first, first + layout.sequence, at::TensorOptions(device()).dtype(at::kLong));
   const RopeInput rope{rope_table_, positions.repeat({layout.batch})};
