@@ -116,7 +116,9 @@ done
 if ! { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q 'libstdc++\.so\.6'; then path=$path:$here/compat; fi
 export LD_LIBRARY_PATH="$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export OPAL_PREFIX="$here/mpi" OPAL_SYSCONFDIR="$here/mpi/etc" OPAL_PKGDATADIR="$here/mpi/share/openmpi"
-export PMIX_MCA_mca_base_component_path="$here/mpi/pmix"
+export PMIX_PKGLIBDIR="$here/mpi/pmix" PMIX_MCA_mca_base_component_path="$here/mpi/pmix"
+# Device plugins of the machine's hwloc load OpenCL, whose LLVM takes USR1 away from mpirun.
+export HWLOC_COMPONENTS="${HWLOC_COMPONENTS:--opencl,-gl,-cuda,-nvml,-rsmi,-levelzero}"
 WRAPPER
   cat >"$bundle/hearth" <<'WRAPPER'
 #!/bin/sh

@@ -54,6 +54,8 @@ run_ranks() {
   if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
   # Containers forbid reading another process's memory; the copy through shared memory works everywhere.
   export OMPI_MCA_btl_vader_single_copy_mechanism=${OMPI_MCA_btl_vader_single_copy_mechanism:-none}
+  # mpirun needs no device plugin of hwloc; the OpenCL one loads LLVM, which takes USR1 away from mpirun where pocl is installed.
+  export HWLOC_COMPONENTS=${HWLOC_COMPONENTS:--opencl,-gl,-cuda,-nvml,-rsmi,-levelzero}
   # mpirun dies with this script, however that ends, and takes its ranks along.
   if command -v setpriv >/dev/null; then own_session+=(setpriv --pdeathsig KILL); fi
 
