@@ -19,9 +19,9 @@ endif()
 add_library(hearth_flags INTERFACE)
 target_include_directories(hearth_flags INTERFACE ${CMAKE_SOURCE_DIR})
 # -Wno-restrict: g++ 12 reports its own std::string operator+ (GCC bug 105651); -Wno-stringop-overflow: it reports
-# fmt 9's buffer at -O3; -Wno-missing-field-initializers: designated initialisers leave the defaults on purpose.
+# fmt 9's buffer at -O3; -Wno-array-bounds: g++ 13 reports its own std::vector<bool> inside torch's headers; -Wno-missing-field-initializers: designated initialisers leave the defaults on purpose.
 target_compile_options(hearth_flags INTERFACE
-  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor;-Wno-restrict;-Wno-stringop-overflow;-Wno-missing-field-initializers;-Werror>")
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor;-Wno-restrict;-Wno-stringop-overflow;-Wno-array-bounds;-Wno-missing-field-initializers;-Werror>")
 if(HEARTH_SANITIZE)
   target_compile_options(hearth_flags INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer -g)
   target_link_options(hearth_flags INTERFACE -fsanitize=address,undefined)
