@@ -3,6 +3,8 @@
 // block per row; the maximum and the sum come from one pass (online softmax, Milakov & Gimelshein 2018).
 // Aligned rows of at most 49152 bf16 or 24576 fp32 columns stay in registers between the passes; wider ones
 // are read twice, the second time mostly from the L2 cache.
+// The vocabulary-parallel pair does the same for a row whose columns are split over ranks (Shoeybi et al.
+// 2019, Megatron-LM): each rank's statistics are exchanged between the two launches, three floats a row.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,20 +17,29 @@ namespace hearth::kernels {
 
 struct CrossEntropyArgs {
   DType dtype;   // of logits: F32 or BF16
-  void* logits;  // [rows, cols], rows row_stride apart; overwritten with the gradient by the first launcher
-  const void* targets;  // [rows]; one outside [0, valid_vocab) that is not ignore_index gives NaN
+  void* logits;  // [rows, cols], rows row_stride apart; overwritten with the gradient where there is one
+  const void* targets;  // [rows]; what one outside [first_id, first_id + valid_vocab) does is said below
   DType targets_dtype;  // I32 or I64
-  float* out;           // [rows]: loss (first launcher) or log p(target) (second); 0 in ignored rows
+  float* out;           // see the launchers; not used by vocab_parallel_gradient
   int64_t rows;
   int64_t cols;
   int64_t row_stride;   // >= cols, in elements
   int64_t valid_vocab;  // columns from here to cols are padding: left out of the sum, gradient 0
   int64_t ignore_index;
-  float scale;  // of the gradient
+  float scale;                         // of the gradient
+  int64_t first_id = 0;                // the vocabulary id of column 0
+  const float* log_sum_exp = nullptr;  // [rows], of all ranks' columns: vocab_parallel_gradient only
 };
-// out = loss, logits = scale * (softmax - onehot).
+// The first two need valid_vocab > 0, give 0 in ignored rows and NaN for a target that is not a valid column.
+// out = loss [rows], logits = scale * (softmax - onehot).
 void cross_entropy_forward_backward(const CrossEntropyArgs& args, cudaStream_t stream);
 // out = -loss; logits are only read.
 void token_logprobs(const CrossEntropyArgs& args, cudaStream_t stream);
+// out [rows, 3] = largest logit (-inf when there is none above -inf), sum of exp(logit - largest), logit of
+// the target or 0 when it is not among the columns or ignored. Logits are only read.
+void vocab_parallel_statistics(const CrossEntropyArgs& args, cudaStream_t stream);
+// logits = scale * (exp(logits - log_sum_exp) - onehot); 0 in ignored rows. A target of another rank has no
+// onehot here; a log_sum_exp of NaN makes the valid columns of its row NaN.
+void vocab_parallel_gradient(const CrossEntropyArgs& args, cudaStream_t stream);
 
 }  // namespace hearth::kernels

@@ -12,14 +12,14 @@ constexpr int kMaxThreads = 256;
 template <class T, int kVec>
 __global__ void __launch_bounds__(kMaxThreads) embedding_forward_kernel(const EmbeddingForwardArgs a) {
   const int64_t token = blockIdx.x, id = read_id(a.ids, a.ids_dtype == DType::I64, token);
-  const bool inside = id >= 0 && id < a.vocab;
-  const T* row = static_cast<const T*>(a.table) + (inside ? id * a.width : 0);
+  const bool inside = id >= a.first_id && id < a.first_id + a.vocab;
+  const T* row = static_cast<const T*>(a.table) + (inside ? (id - a.first_id) * a.width : 0);
   T* out = static_cast<T*>(a.out) + token * a.width;
-  Vec<T, kVec> nan;
+  Vec<T, kVec> absent;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) nan.at[i] = from_float<T>(__int_as_float(0x7fffffff));
+  for (int i = 0; i < kVec; ++i) absent.at[i] = from_float<T>(a.absent);
   for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.width; c += int64_t{blockDim.x} * kVec)
-    store(out + c, inside ? load<T, kVec>(row + c) : nan);
+    store(out + c, inside ? load<T, kVec>(row + c) : absent);
 }
 
 // Block x = position in the sorted ids, block y = part of the row. Only the block at the start of a run of
@@ -27,11 +27,11 @@ __global__ void __launch_bounds__(kMaxThreads) embedding_forward_kernel(const Em
 template <class T, int kVec>
 __global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const EmbeddingBackwardArgs a) {
   const int64_t start = blockIdx.x, id = a.sorted_ids[start];
-  if (id < 0 || id >= a.vocab || (start > 0 && a.sorted_ids[start - 1] == id)) return;
+  if (id < a.first_id || id >= a.first_id + a.vocab || (start > 0 && a.sorted_ids[start - 1] == id)) return;
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
   if (c >= a.width) return;
   float sum[kVec];
-  float* target = a.dtable_accum + id * a.width + c;
+  float* target = a.dtable_accum + (id - a.first_id) * a.width + c;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) sum[i] = target[i];
     // Loads of later rows do not wait for the additions of earlier ones.

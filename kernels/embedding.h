@@ -12,11 +12,12 @@ namespace hearth::kernels {
 
 struct EmbeddingForwardArgs {
   DType dtype;        // F32 or BF16
-  const void* table;  // [vocab, width], contiguous
-  const void* ids;    // [tokens]; one outside [0, vocab) gives a row of NaN
+  const void* table;  // [vocab, width], contiguous: the ids [first_id, first_id + vocab)
+  const void* ids;    // [tokens]
   DType ids_dtype;    // I32 or I64
   void* out;          // [tokens, width], contiguous
-  int64_t tokens, vocab, width;
+  int64_t tokens, vocab, width, first_id;
+  float absent;  // what fills the row of an id that is not in the table
 };
 void embedding_forward(const EmbeddingForwardArgs& args, cudaStream_t stream);
 
@@ -25,10 +26,10 @@ void embedding_forward(const EmbeddingForwardArgs& args, cudaStream_t stream);
 struct EmbeddingBackwardArgs {
   DType dtype;                // of dy
   const void* dy;             // [tokens, width], contiguous
-  const int64_t* sorted_ids;  // [tokens], ascending; those outside [0, vocab) are skipped
+  const int64_t* sorted_ids;  // [tokens], ascending; those that are not in the table are skipped
   const int64_t* tokens_of;   // [tokens]: the token of each sorted id, ascending within an id (a stable sort)
-  float* dtable_accum;        // [vocab, width]: added to
-  int64_t tokens, vocab, width;
+  float* dtable_accum;        // [vocab, width]: added to; the ids [first_id, first_id + vocab)
+  int64_t tokens, vocab, width, first_id;
 };
 void embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);
 
