@@ -9,6 +9,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
@@ -194,6 +195,29 @@ void bench_cross_entropy(Table& table, int64_t rows, int64_t vocab) {
       });
 }
 
+// One rank's share of a vocabulary that is split eight ways; the ATen column is the plain path.
+void bench_vocab_parallel(Table& table, int64_t rows, int64_t vocab) {
+  const int64_t columns = vocab / 8, first_id = 3 * columns;
+  const double bytes = 2.0 * static_cast<double>(rows * columns);
+  auto logits = Table::many(sets_for(bytes), [&] { return at::randn({rows, columns}, kBf16); });
+  const at::Tensor targets = at::randint(vocab, {rows}, kInt64);
+  const at::Tensor log_sum_exp = at::full({rows}, std::log(static_cast<double>(vocab)), kFp32);
+  const std::string shape = fmt::format("[{}, {}] bf16", rows, columns);
+  const auto statistics = [&](int64_t s, KernelPath path) {
+    vocab_parallel_statistics_op(logits[at_set(s)], targets, first_id, columns, kIgnoreIndex, path);
+  };
+  const auto gradient = [&](int64_t s, KernelPath path) {
+    vocab_parallel_gradient_op(logits[at_set(s)], targets, log_sum_exp, first_id, columns, 1.0, kIgnoreIndex,
+                               path);
+  };
+  table.memory_row(
+      "vocab_parallel_stats", shape, bytes, [&](int64_t s) { statistics(s, KernelPath::Fused); },
+      [&](int64_t s) { statistics(s, KernelPath::Plain); });
+  table.memory_row(
+      "vocab_parallel_gradient", shape, 2 * bytes, [&](int64_t s) { gradient(s, KernelPath::Fused); },
+      [&](int64_t s) { gradient(s, KernelPath::Plain); });
+}
+
 void bench_adamw(Table& table, int64_t count) {
   AdamWStep step{.master = at::randn({count}, kFp32),
                  .grad = at::randn({count}, kFp32),
@@ -233,6 +257,24 @@ void bench_embedding(Table& table, int64_t tokens, int64_t vocab, int64_t width)
   table.memory_row(
       "embedding_backward", shape, 5 * bytes, [&](int64_t) { embedding_backward_op(dy, ids, accum); },
       [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+}
+
+// One rank's share, the first eighth of the vocabulary and so, with these ids, a third of the tokens. Bytes:
+// every row of the output, and a third of the rows of the table.
+void bench_embedding_range(Table& table, int64_t tokens, int64_t vocab, int64_t width) {
+  const double bytes = 2.0 * static_cast<double>(tokens * width), held = std::sqrt(1.0 / 8);
+  const at::Tensor share = at::randn({vocab / 8, width}, kBf16), dy = at::randn({tokens, width}, kBf16);
+  const at::Tensor ids = at::rand({tokens}, kFp32).square().mul(static_cast<double>(vocab)).to(at::kLong);
+  at::Tensor accum = at::zeros({vocab / 8, width}, kFp32);
+  const std::string shape = fmt::format("[{}] of [{}, {}]", tokens, vocab / 8, width);
+  table.memory_row(
+      "embedding_range_forward", shape, (1 + held) * bytes,
+      [&](int64_t) { embedding_range_forward_op(share, ids, 0); },
+      [&](int64_t) { embedding_range_forward_op(share, ids, 0, KernelPath::Plain); });
+  table.memory_row(
+      "embedding_range_backward", shape, 5 * held * bytes,
+      [&](int64_t) { embedding_range_backward_op(dy, ids, 0, accum); },
+      [&](int64_t) { embedding_range_backward_op(dy, ids, 0, accum, KernelPath::Plain); });
 }
 
 void bench_gemm(Table& table, int64_t n, int64_t k, int64_t m) {
@@ -280,10 +322,15 @@ void run(const std::string& filter) {
     bench_cross_entropy(table, 8192, 49152);
     bench_cross_entropy(table, 8192, 32000);
   }
+  if (table.wants("vocab_parallel")) {
+    bench_vocab_parallel(table, 8192, 128256);
+    bench_vocab_parallel(table, 32768, 32000);
+  }
   if (table.wants("adamw")) bench_adamw(table, int64_t{1} << 28);
   if (table.wants("embedding")) {
     bench_embedding(table, 16384, 128256, 2048);
     bench_embedding(table, 32768, 49152, 576);
+    bench_embedding_range(table, 16384, 128256, 2048);
   }
   if (table.wants("gemm")) {
     bench_gemm(table, 16384, 2048, 16384);
