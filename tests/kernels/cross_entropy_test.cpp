@@ -1,6 +1,7 @@
 // Cross entropy against its fp64 reference. Vocabularies straddle the vector width, one block's sweep and the
 // size up to which a row stays in registers or shared memory; padded columns and a row stride that exceeds
-// them are included.
+// them are included. The vocabulary-parallel entries are checked share by share, and joined against whole
+// rows.
 #include "kernels/reference/cross_entropy.h"
 
 #include <ATen/Parallel.h>
@@ -210,84 +211,114 @@ void check_statistics(const at::Tensor& got_N3, const std::vector<S>& plain, con
   check_close("sum", got_N3.select(1, 1), column_of(plain, 1), sums, error * largest_of(sums));
 }
 
+// A split with random logits: the fp64 truth, what plain arithmetic in T makes of it, and the whole-row
+// entry.
 template <class T>
-void check_split_in(int64_t rows, const Split& split, at::ScalarType id_type, at::ScalarType dtype) {
-  const at::Tensor logits = random_tensor({rows, split.vocab}, dtype, 81, 4.0),
-                   targets = targets_at_edges(rows, split, id_type);
-  const auto storages = storages_of_shares(logits, split);
-  const auto ids = values<int64_t>(targets);
-  const auto vocab = static_cast<size_t>(split.vocab);
-  const double error = sum_error(values<double>(logits), vocab);
+struct SplitCase {
+  Split split;
+  at::Tensor logits_NV, targets_N;
+  std::vector<at::Tensor> storages;
+  std::vector<int64_t> ids;
+  double error;  // of sums of exponentials
   std::vector<std::vector<double>> want;
   std::vector<std::vector<float>> plain;
-  for (int64_t s = 0; s < split.shares; ++s) {
-    const at::Tensor share = storages[static_cast<size_t>(s)].narrow(1, 0, split.padded);
-    const auto at_share = split.columns(s);
-    want.push_back(reference::vocab_parallel_statistics(values<double>(share), ids, at_share, kIgnoreIndex));
-    plain.push_back(reference::vocab_parallel_statistics(values<T>(share), ids, at_share, kIgnoreIndex));
-    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain})
-      check_statistics(
-          vocab_parallel_statistics_op(share, targets, split.first_id(s), split.valid(s), kIgnoreIndex, path),
-          plain.back(), want.back(), error);
-  }
-  // The decomposition itself: joined shares are the whole row, to rounding of fp64.
-  const auto want_joined = reference::vocab_parallel_loss(want, ids, kIgnoreIndex);
-  const auto want_whole =
-      reference::cross_entropy(values<double>(logits), ids, vocab, vocab, kScale, kIgnoreIndex);
-  const Diff identity =
-      compare(tensor_of(want_joined.loss, {rows}), tensor_of(want_whole.loss, {rows}), 1e-13);
-  BOOST_TEST(identity.ok(), identity);
+  reference::VocabParallelLoss<double> want_joined;
+  reference::VocabParallelLoss<float> plain_joined;
 
-  const auto plain_joined = reference::vocab_parallel_loss(plain, ids, kIgnoreIndex);
-  const auto plain_whole =
-      reference::cross_entropy(values<T>(logits), ids, vocab, vocab, kScale, kIgnoreIndex);
-  at::Tensor whole_gradient = logits.clone();
-  const at::Tensor whole_loss =
-      cross_entropy_forward_backward_op(whole_gradient, targets, kScale, split.vocab);
-  // A probability is off by what log_sum_exp is (its own rounding, and the sum's error), by 4 ulp of its
-  // exponential and by |d| exp(-|d|) < 1/2 times 4 ulp for the argument; softmax - 1 rounds once more.
-  const double extra = kScale * (error + 0x1p-24 * (7 + largest_of(want_joined.log_sum_exp)));
-  const std::vector<float> whole_plain_loss(plain_whole.loss.begin(), plain_whole.loss.end());
-  const double whole_loss_bound = tolerance(whole_plain_loss, want_whole.loss);
-  const double whole_bound = tolerance(plain_whole.gradient, want_whole.gradient) + 4 * 0x1p-24 * kScale;
-  for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
-    const VocabParallelLoss got = joined_loss(storages, targets, split, path);
-    check_close("loss", got.loss_N, plain_joined.loss, want_joined.loss, error);
-    check_close("log_sum_exp", got.log_sum_exp_N, plain_joined.log_sum_exp, want_joined.log_sum_exp, error);
-    const Diff loss_diff = compare(got.loss_N, whole_loss,
-                                   whole_loss_bound + tolerance(plain_joined.loss, want_joined.loss) + error);
-    BOOST_TEST(loss_diff.ok(), "loss against the whole row: " << loss_diff);
+  SplitCase(int64_t rows, const Split& split_in, at::ScalarType id_type, at::ScalarType dtype)
+      : split(split_in),
+        logits_NV(random_tensor({rows, split.vocab}, dtype, 81, 4.0)),
+        targets_N(targets_at_edges(rows, split, id_type)),
+        storages(storages_of_shares(logits_NV, split)),
+        ids(values<int64_t>(targets_N)),
+        error(sum_error(values<double>(logits_NV), static_cast<size_t>(split.vocab))) {
     for (int64_t s = 0; s < split.shares; ++s) {
-      const at::Tensor& storage = storages[static_cast<size_t>(s)];
-      const auto at_share = split.columns(s);
-      const auto share = values<double>(storage.narrow(1, 0, split.padded));
-      const auto want_gradient = reference::vocab_parallel_gradient(share, ids, want_joined.log_sum_exp,
-                                                                    at_share, kScale, kIgnoreIndex);
-      const auto plain_gradient =
-          reference::vocab_parallel_gradient(values<T>(storage.narrow(1, 0, split.padded)), ids,
-                                             plain_joined.log_sum_exp, at_share, kScale, kIgnoreIndex);
-      const at::Tensor work = storage.clone();
-      at::Tensor gradient = work.narrow(1, 0, split.padded);
-      vocab_parallel_gradient_op(gradient, targets, got.log_sum_exp_N, split.first_id(s), split.valid(s),
-                                 kScale, kIgnoreIndex, path);
-      check_close("gradient", gradient, plain_gradient, want_gradient, extra);
-      if (split.valid(s) > 0) {
-        const Diff diff = compare(gradient.narrow(1, 0, split.valid(s)),
-                                  whole_gradient.narrow(1, split.first_id(s), split.valid(s)),
-                                  whole_bound + tolerance(plain_gradient, want_gradient) + extra);
-        BOOST_TEST(diff.ok(), "gradient against the whole row: " << diff);
-      }
-      const int64_t gap = split.stride - split.padded, padding = split.padded - split.valid(s);
-      BOOST_TEST(gradient.narrow(1, split.valid(s), padding).eq(0).all().item<bool>());
-      BOOST_TEST(bit_equal(work.narrow(1, split.padded, gap), storage.narrow(1, split.padded, gap)));
+      const auto columns = split.columns(s);
+      want.push_back(
+          reference::vocab_parallel_statistics(values<double>(share(s)), ids, columns, kIgnoreIndex));
+      plain.push_back(reference::vocab_parallel_statistics(values<T>(share(s)), ids, columns, kIgnoreIndex));
+    }
+    want_joined = reference::vocab_parallel_loss(want, ids, kIgnoreIndex);
+    plain_joined = reference::vocab_parallel_loss(plain, ids, kIgnoreIndex);
+  }
+
+  const at::Tensor& storage(int64_t s) const { return storages[static_cast<size_t>(s)]; }
+  at::Tensor share(int64_t s) const { return storage(s).narrow(1, 0, split.padded); }
+
+  void check_statistics_of_shares(KernelPath path) const {
+    for (int64_t s = 0; s < split.shares; ++s)
+      check_statistics(vocab_parallel_statistics_op(share(s), targets_N, split.first_id(s), split.valid(s),
+                                                    kIgnoreIndex, path),
+                       plain[static_cast<size_t>(s)], want[static_cast<size_t>(s)], error);
+  }
+
+  // The entry that sees whole rows, and how far it may be from the truth.
+  struct Whole {
+    at::Tensor loss_N, gradient_NV;
+    double loss_bound, gradient_bound;
+  };
+  Whole whole_row() const {
+    const auto vocab = static_cast<size_t>(split.vocab);
+    const auto truth =
+        reference::cross_entropy(values<double>(logits_NV), ids, vocab, vocab, kScale, kIgnoreIndex);
+    const auto rough =
+        reference::cross_entropy(values<T>(logits_NV), ids, vocab, vocab, kScale, kIgnoreIndex);
+    // The decomposition itself: joined shares are the whole row, to rounding of fp64.
+    const int64_t rows = logits_NV.size(0);
+    const Diff identity = compare(tensor_of(want_joined.loss, {rows}), tensor_of(truth.loss, {rows}), 1e-13);
+    BOOST_TEST(identity.ok(), identity);
+    at::Tensor gradient = logits_NV.clone();
+    const at::Tensor loss = cross_entropy_forward_backward_op(gradient, targets_N, kScale, split.vocab);
+    const std::vector<float> rough_loss(rough.loss.begin(), rough.loss.end());
+    return {loss, gradient, tolerance(rough_loss, truth.loss),
+            tolerance(rough.gradient, truth.gradient) + 4 * 0x1p-24 * kScale};
+  }
+
+  void check_gradient_of_share(int64_t s, const at::Tensor& log_sum_exp_N, const Whole& whole,
+                               KernelPath path) const {
+    const auto columns = split.columns(s);
+    const auto want_gradient = reference::vocab_parallel_gradient(
+        values<double>(share(s)), ids, want_joined.log_sum_exp, columns, kScale, kIgnoreIndex);
+    const auto plain_gradient = reference::vocab_parallel_gradient(
+        values<T>(share(s)), ids, plain_joined.log_sum_exp, columns, kScale, kIgnoreIndex);
+    // A probability is off by what log_sum_exp is (its own rounding, and the sum's error), by 4 ulp of its
+    // exponential and by |d| exp(-|d|) < 1/2 times 4 ulp for the argument; softmax - 1 rounds once more.
+    const double extra = kScale * (error + 0x1p-24 * (7 + largest_of(want_joined.log_sum_exp)));
+    const at::Tensor work = storage(s).clone();
+    at::Tensor gradient = work.narrow(1, 0, split.padded);
+    vocab_parallel_gradient_op(gradient, targets_N, log_sum_exp_N, split.first_id(s), split.valid(s), kScale,
+                               kIgnoreIndex, path);
+    check_close("gradient", gradient, plain_gradient, want_gradient, extra);
+    if (split.valid(s) > 0) {
+      const Diff diff = compare(gradient.narrow(1, 0, split.valid(s)),
+                                whole.gradient_NV.narrow(1, split.first_id(s), split.valid(s)),
+                                whole.gradient_bound + tolerance(plain_gradient, want_gradient) + extra);
+      BOOST_TEST(diff.ok(), "gradient against the whole row: " << diff);
+    }
+    const int64_t gap = split.stride - split.padded, padding = split.padded - split.valid(s);
+    BOOST_TEST(gradient.narrow(1, split.valid(s), padding).eq(0).all().item<bool>());
+    BOOST_TEST(bit_equal(work.narrow(1, split.padded, gap), storage(s).narrow(1, split.padded, gap)));
+  }
+
+  void check() const {
+    const Whole whole = whole_row();
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      check_statistics_of_shares(path);
+      const VocabParallelLoss got = joined_loss(storages, targets_N, split, path);
+      check_close("loss", got.loss_N, plain_joined.loss, want_joined.loss, error);
+      check_close("log_sum_exp", got.log_sum_exp_N, plain_joined.log_sum_exp, want_joined.log_sum_exp, error);
+      const Diff diff = compare(got.loss_N, whole.loss_N,
+                                whole.loss_bound + tolerance(plain_joined.loss, want_joined.loss) + error);
+      BOOST_TEST(diff.ok(), "loss against the whole row: " << diff);
+      for (int64_t s = 0; s < split.shares; ++s) check_gradient_of_share(s, got.log_sum_exp_N, whole, path);
     }
   }
-}
+};
 
 void check_split(int64_t rows, const Split& split, at::ScalarType id_type) {
   BOOST_TEST_CONTEXT(rows << " rows, vocabulary of " << split.vocab << " in " << split.shares << " shares of "
                           << split.padded << ", stride " << split.stride) {
-    for_each_dtype([&]<class T>(at::ScalarType dtype) { check_split_in<T>(rows, split, id_type, dtype); });
+    for_each_dtype([&]<class T>(at::ScalarType dtype) { SplitCase<T>(rows, split, id_type, dtype).check(); });
   }
 }
 
