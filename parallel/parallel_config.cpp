@@ -2,25 +2,30 @@
 
 namespace hearth {
 namespace {
-void require_one(ConfigErrors& e, std::string_view key, int64_t value) {
+void positive(ConfigErrors& e, std::string_view key, int64_t value) {
   e.require(value >= 1, key, "must be >= 1, got {}", value);
-  e.require(value <= 1, key, "{} is not available yet, only 1 is", value);
 }
 }  // namespace
 
 void ParallelConfig::validate(ConfigErrors& e) const {
-  require_one(e, "tensor_model_parallel_size", tensor_model_parallel_size);
-  require_one(e, "pipeline_model_parallel_size", pipeline_model_parallel_size);
-  require_one(e, "virtual_pipeline_model_parallel_size", virtual_pipeline_model_parallel_size);
-  require_one(e, "context_parallel_size", context_parallel_size);
-  require_one(e, "expert_model_parallel_size", expert_model_parallel_size);
+  positive(e, "tensor_model_parallel_size", tensor_model_parallel_size);
+  positive(e, "pipeline_model_parallel_size", pipeline_model_parallel_size);
+  positive(e, "virtual_pipeline_model_parallel_size", virtual_pipeline_model_parallel_size);
+  positive(e, "context_parallel_size", context_parallel_size);
+  positive(e, "expert_model_parallel_size", expert_model_parallel_size);
+  e.require(expert_model_parallel_size <= 1, "expert_model_parallel_size", "{} is not available yet, only 1 is",
+            expert_model_parallel_size);
   e.one_of(pipeline_schedule, "pipeline_schedule", {"1f1b", "interleaved", "zb_h1", "zbv", "dualpipev"});
-  for (const std::string_view schedule : {"interleaved", "zb_h1", "zbv", "dualpipev"})
-    e.require(pipeline_schedule != schedule, "pipeline_schedule", "'{}' is not available yet, only 1f1b is",
-              schedule);
+  e.require(pipeline_schedule == "interleaved" || virtual_pipeline_model_parallel_size == 1,
+            "virtual_pipeline_model_parallel_size", "has a meaning for pipeline_schedule interleaved only, got {}",
+            virtual_pipeline_model_parallel_size);
+  e.require(pipeline_schedule != "interleaved" || virtual_pipeline_model_parallel_size >= 2,
+            "virtual_pipeline_model_parallel_size", "must be >= 2 for pipeline_schedule interleaved, got {}",
+            virtual_pipeline_model_parallel_size);
+  for (size_t i = 0; i < pipeline_model_parallel_layout.size(); ++i)
+    positive(e, fmt::format("pipeline_model_parallel_layout[{}]", i), pipeline_model_parallel_layout[i]);
+  e.one_of(cp_comm_type, "cp_comm_type", {"p2p", "a2a"});
   e.require(zero_stage >= 0 && zero_stage <= 3, "zero_stage", "must be 0, 1, 2 or 3, got {}", zero_stage);
-  e.require(zero_stage != 2 && zero_stage != 3, "zero_stage", "{} is not available yet, only 0 and 1 are",
-            zero_stage);
   e.require(bucket_size_mb > 0 && bucket_size_mb <= 4096, "bucket_size_mb", "must be in (0, 4096], got {}",
             bucket_size_mb);
   e.require(collective_timeout_s >= 1 && collective_timeout_s <= 86400, "collective_timeout_s",

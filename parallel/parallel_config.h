@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/config_visit.h"
 
@@ -16,7 +17,9 @@ struct ParallelConfig {
   int64_t pipeline_model_parallel_size = 1;
   int64_t virtual_pipeline_model_parallel_size = 1;  // model chunks per pipeline stage
   std::string pipeline_schedule = "1f1b";
+  std::vector<int64_t> pipeline_model_parallel_layout;  // layers per virtual stage; empty = balanced by flops
   int64_t context_parallel_size = 1;
+  std::string cp_comm_type = "p2p";  // p2p: ring; a2a: heads for sequence (Ulysses)
   int64_t expert_model_parallel_size = 1;
   bool sequence_parallel = true;  // has an effect only with tensor_model_parallel_size > 1
   int64_t zero_stage = 1;
@@ -33,11 +36,15 @@ struct ParallelConfig {
     v("virtual_pipeline_model_parallel_size", virtual_pipeline_model_parallel_size, MayChange,
       "model chunks per pipeline stage");
     v("pipeline_schedule", pipeline_schedule, MayChange, "1f1b, interleaved, zb_h1, zbv or dualpipev");
+    v("pipeline_model_parallel_layout", pipeline_model_parallel_layout, MayChange,
+      "layers per virtual stage, in model order; empty = balanced, the head's cost counted");
     v("context_parallel_size", context_parallel_size, MayChange, "ranks that share each sequence");
+    v("cp_comm_type", cp_comm_type, MayChange,
+      "p2p (ring attention) or a2a (Ulysses: all-to-all between heads and sequence)");
     v("expert_model_parallel_size", expert_model_parallel_size, MayChange, "ranks that share the experts");
     v("sequence_parallel", sequence_parallel, MayChange,
       "shard norms and residuals along the sequence inside a tensor-parallel group");
-    v("zero_stage", zero_stage, MayChange, "what data-parallel ranks shard: 0 nothing, 1 optimizer state");
+    v("zero_stage", zero_stage, MayChange, "what data-parallel ranks shard: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too");
     v("bucket_size_mb", bucket_size_mb, MayChange, "size of a gradient bucket in MiB (fp32)");
     v("collective_timeout_s", collective_timeout_s, MayChange, "deadline of every collective in seconds");
   }

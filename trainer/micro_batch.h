@@ -16,7 +16,8 @@ struct MicroBatch {
 
 enum class DocumentMask { Yes, No };  // attention stops at document borders, or runs over the whole sample
 
-// `samples` are of one length. Throws Error{BadInput} for a token id that the model does not have.
+// `samples` are of one length. A rank that shares sequences with others gets its positions of them. Throws
+// Error{BadInput} for a token id that the model does not have.
 MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mask, const Transformer& model);
 
 }  // namespace hearth

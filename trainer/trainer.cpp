@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +16,7 @@
 #include "trainer/generate.h"
 #include "trainer/model/model_config_json.h"
 #include "trainer/optimizer/lr_schedule.h"
+#include "trainer/parallel_layout.h"
 
 namespace hearth {
 namespace {
@@ -42,17 +44,11 @@ Trainer::Trainer(TrainerInputs inputs) : in_(std::move(inputs)), is_root_(in_.co
   const ExperimentConfig& c = in_.config;
   batch_ = {.global_batch_size = c.training.global_batch_size,
             .micro_batch_size = c.training.micro_batch_size,
-            .data_parallel_size = in_.data_parallel.size(),
-            .data_parallel_rank = in_.data_parallel.rank()};
-  const auto dtype = dtype_from_config(c.precision.dtype);
-  HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", c.precision.dtype);
+            .data_parallel_size = in_.groups.mesh.size(MeshAxis::Dp),
+            .data_parallel_rank = in_.groups.coordinate(MeshAxis::Dp)};
   set_deterministic(c.training.deterministic_mode);
-  in_.data_parallel.set_compute_stream(compute_stream(in_.device));
-  parameters_ = std::make_unique<ParameterStore>(c.model, *dtype, in_.device, WithGradients::Yes,
-                                                 in_.data_parallel.size(), kBucketElements);
-  model_ = std::make_unique<Transformer>(c.model, *parameters_, recompute_choice(c.recompute));
-  for (int64_t i = 0; i < static_cast<int64_t>(parameters_->parameters().size()); ++i)
-    gradient_uses_.push_back(model_->uses_per_micro(i));
+  in_.groups.set_compute_stream(compute_stream(in_.device));
+  make_model();
   if (!in_.validation_datasets.empty())
     validation_ = std::make_unique<ValidationStream>(
         std::move(in_.validation_datasets), c.data.seq_length,
@@ -60,6 +56,49 @@ Trainer::Trainer(TrainerInputs inputs) : in_(std::move(inputs)), is_root_(in_.co
   auto options = in_.saver;
   options.allocator = snapshot_allocator(in_.device);
   saver_ = std::make_unique<CheckpointSaver>(in_.fs, in_.control, in_.log, std::move(options));
+}
+
+// This rank's parameters, optimizer and chunks of the model.
+void Trainer::make_model() {
+  const ExperimentConfig& c = in_.config;
+  ParallelGroups& groups = in_.groups;
+  const auto dtype = dtype_from_config(c.precision.dtype);
+  HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", c.precision.dtype);
+  const PipelineSchedule schedule = pipeline_schedule(c, groups.mesh);
+  const ModelPartition partition = model_partition(c, groups.mesh, schedule, groups.rank);
+  parameters_ = std::make_unique<ParameterStore>(
+      parameter_shards(c.model, partition),
+      StoreOptions{.dtype = *dtype,
+                   .device = in_.device,
+                   .gradients = WithGradients::Yes,
+                   .data_parallel_size = groups.data->size(),
+                   .bucket_elements = kBucketElements,
+                   .weights = DistributedOptimizer::weight_memory(c.parallel.zero_stage),
+                   .grads = DistributedOptimizer::grad_memory(c.parallel.zero_stage)});
+  optimizer_ = std::make_unique<DistributedOptimizer>(
+      c.optimizer, *parameters_,
+      OptimizerComms{.data_parallel = *groups.data,
+                     .tensor_parallel = groups.tensor.get(),
+                     .kv_replicas = groups.kv_replicas.get(),
+                     .tied_embedding = groups.tied_embedding.get()},
+      c.parallel.zero_stage);
+  ModelContext context;
+  if (groups.tensor)
+    context.rows = RowCollectives(*groups.tensor, c.parallel.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
+  context.sequence = {groups.context.get(),
+                      c.parallel.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  context.events = optimizer_.get();
+  gradient_uses_.assign(parameters_->parameters().size(), 0);
+  std::vector<Transformer*> chunks;
+  for (const ModelChunk& chunk : partition.chunks) {
+    chunks_.push_back(
+        std::make_unique<Transformer>(c.model, *parameters_, recompute_choice(c.recompute), chunk, context));
+    chunks.push_back(chunks_.back().get());
+    for (size_t i = 0; i < gradient_uses_.size(); ++i)
+      gradient_uses_[i] += chunks_.back()->uses_per_micro(static_cast<int64_t>(i));
+  }
+  counts_loss_ = partition.has_head() && groups.coordinate(MeshAxis::Tp) == 0;
+  executor_ = std::make_unique<PipelineExecutor>(schedule, groups.coordinate(MeshAxis::Pp), std::move(chunks), groups.links);
 }
 
 Trainer::~Trainer() = default;
@@ -89,16 +128,10 @@ void Trainer::begin_stream(const DataLedger& ledger) {
 
 void Trainer::start(const TensorSource* weights) {
   const auto seed = static_cast<uint64_t>(in_.config.training.seed);
-  if (weights != nullptr) {
-    parameters_->load(*weights);
-  } else {
-    parameters_->initialize(seed);
-  }
-  optimizer_ = std::make_unique<DistributedOptimizer>(in_.config.optimizer, *parameters_, in_.data_parallel,
-                                                      in_.config.parallel.zero_stage);
+  if (weights != nullptr) parameters_->require(*weights);
   optimizer_->load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
     if (weights == nullptr) return parameters_->initial_values(i, seed, begin, end, out);
-    weights->read_elements(parameters_->parameters()[static_cast<size_t>(i)].spec.name, begin, end, DType::F32, out);
+    parameters_->read(*weights, "", i, begin, end, out);
   });
   begin_stream(DataLedger{});
 }
@@ -106,8 +139,6 @@ void Trainer::start(const TensorSource* weights) {
 void Trainer::resume(const CheckpointReader& checkpoint) {
   const auto json = nlohmann::json::parse(checkpoint.state_json());
   state_ = train_state_from_json(json.value("train", nlohmann::json::object()), checkpoint.describe());
-  optimizer_ = std::make_unique<DistributedOptimizer>(in_.config.optimizer, *parameters_, in_.data_parallel,
-                                                      in_.config.parallel.zero_stage);
   optimizer_->load(checkpoint);
   optimizer_->set_num_updates(state_.optimizer_updates);
   last_saved_step_ = checkpoint.step();
@@ -123,31 +154,29 @@ DocumentMask Trainer::document_mask() const {
 
 Trainer::StepTotals Trainer::sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm) {
   const double stop = in_.stop_requested && in_.stop_requested() ? 1.0 : 0.0;
+  if (!counts_loss_) {
+    loss_sum = at::zeros_like(loss_sum);
+    valid_tokens = 0;
+  }
   at::Tensor host = at::tensor({static_cast<double>(valid_tokens), stop}, at::kDouble);
   at::Tensor totals = at::cat({loss_sum.to(at::kDouble).view({1}), squared_norm.view({1}), host.to(in_.device)});
-  in_.data_parallel.all_reduce(totals.data_ptr(), totals.numel(), DType::F64, ReduceOp::Sum, "step.totals")->wait();
+  in_.groups.everyone().all_reduce(totals.data_ptr(), totals.numel(), DType::F64, ReduceOp::Sum, "step.totals")->wait();
   totals = totals.to(at::kCPU);  // the step's only wait for the device
   const double* value = totals.data_ptr<double>();
   return {.loss_sum = value[0], .valid_tokens = value[2], .squared_norm = value[1], .stop = value[3] > 0};
 }
 
 Trainer::StepTotals Trainer::forward_backward() {
-  model_->set_gradient_ready([this](int64_t index) { optimizer_->gradient_ready(index); });
-  optimizer_->begin_step(gradient_uses_);
-  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(in_.device).dtype(at::kFloat));
-  int64_t valid_tokens = 0;
-  const int64_t micros = batch_.micro_batches_per_step();
-  for (int64_t micro = 0; micro < micros; ++micro) {
+  optimizer_->begin_step(gradient_uses_, batch_.micro_batches_per_step());
+  const auto next = [this] {
     in_.faults.hit("data.next");
-    const MicroBatch batch = make_micro_batch(prefetcher_->next(), document_mask(), *model_);
-    if (micro + 1 == micros) optimizer_->begin_last_micro_batch();
-    // Gradients of the sum of losses; the division by the global count of valid tokens happens once, in the update.
-    const LossResult loss = model_->loss(batch.input, batch.targets_N, /*scale=*/1.0);
-    loss.loss.backward();
-    loss_sum.add_(loss.loss_sum.detach());
-    if (in_.faults.hit("fwd") == FaultAction::Nan) loss_sum.fill_(std::nan(""));
-    valid_tokens += batch.valid_targets;
-  }
+    return make_micro_batch(prefetcher_->next(), document_mask(), *chunks_[0]);
+  };
+  const auto before = [this](const Action& action) {
+    if (action.kind == ActionKind::Forward && in_.faults.hit("fwd") == FaultAction::Nan) poisoned_ = true;
+  };
+  auto [loss_sum, valid_tokens] = executor_->run(next, before);
+  if (std::exchange(poisoned_, false)) loss_sum.fill_(std::nan(""));
   in_.faults.hit("allreduce.before");
   optimizer_->finish_gradients();
   return sum_over_ranks(loss_sum, valid_tokens, optimizer_->local_sum_of_squares());
@@ -207,13 +236,19 @@ ValidationMetrics Trainer::validate(int64_t step) {
   const int64_t count = std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
   at::Tensor loss_sum = at::zeros({}, at::TensorOptions(in_.device).dtype(at::kDouble));
   int64_t valid_tokens = 0;
-  // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size.
-  const int64_t size = batch_.micro_batch_size;
-  for (int64_t first = batch_.data_parallel_rank * size; first < count; first += batch_.data_parallel_size * size) {
+  // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size. Every rank makes as
+  // many calls, since they communicate: where windows run out, a repeated one that does not count fills in.
+  const int64_t size = batch_.micro_batch_size, stride = batch_.data_parallel_size * size;
+  for (int64_t round = 0; round < count; round += stride) {
+    const int64_t first = round + batch_.data_parallel_rank * size;
     std::vector<Sample> samples;
-    for (int64_t i = first; i < std::min(first + size, count); ++i) samples.push_back(validation_->get(i));
-    const MicroBatch batch = make_micro_batch(samples, document_mask(), *model_);
-    loss_sum.sub_(model_->token_logprobs(batch.input, batch.targets_N).to(at::kDouble).sum());
+    for (int64_t i = first; i < first + size; ++i) {
+      samples.push_back(validation_->get(std::min(i, count - 1)));
+      if (i >= count) std::fill(samples.back().loss_mask.begin(), samples.back().loss_mask.end(), uint8_t{0});
+    }
+    const MicroBatch batch = make_micro_batch(samples, document_mask(), *chunks_[0]);
+    const at::Tensor logprobs = executor_->logprobs(batch);
+    if (logprobs.defined()) loss_sum.sub_(logprobs.to(at::kDouble).sum());
     valid_tokens += batch.valid_targets;
   }
   const StepTotals totals =
@@ -221,8 +256,10 @@ ValidationMetrics Trainer::validate(int64_t step) {
   return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens)};
 }
 
-// A short continuation of nothing, so that people see the model learn. Local to rank 0: every rank has all weights.
+// A short continuation of nothing, so that people see the model learn. Only where rank 0 has all weights for itself.
 void Trainer::write_sample(int64_t step) {
+  const Mesh& mesh = in_.groups.mesh;
+  if (mesh.size(MeshAxis::Dp) != mesh.world_size() || in_.config.parallel.zero_stage == 3) return;
   const auto start_id = in_.tokenizer->bos_id() ? in_.tokenizer->bos_id() : in_.tokenizer->eos_id();
   if (!start_id) return;
   GenerationOptions options;
@@ -231,7 +268,7 @@ void Trainer::write_sample(int64_t step) {
   options.seed = static_cast<uint64_t>(in_.config.training.seed + step);
   if (in_.tokenizer->eos_id()) options.eos_ids = {*in_.tokenizer->eos_id()};
   const std::vector<int32_t> prompt{*start_id};
-  const Generation sample = generate(*model_, prompt, options, {});
+  const Generation sample = generate(*chunks_[0], prompt, options, {});
   const nlohmann::json line{{"step", step}, {"text", in_.tokenizer->decode(sample.ids, DecodeSpecial::Skip)}};
   JsonlWriter(in_.fs, in_.config.checkpoint.save + "/samples.jsonl", step)
       .write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
@@ -268,6 +305,7 @@ void Trainer::save(int64_t step) {
   std::vector<TensorPiece> pieces;
   for (const StateSlice& slice : slices) {
     TensorPiece piece = TensorPiece::whole(slice.name, dtype_of(slice.values), slice.shape);
+    piece.box = slice.box;
     piece.begin = slice.begin;
     piece.end = slice.end;
     pieces.push_back(std::move(piece));

@@ -14,7 +14,6 @@
 #include "data/prefetcher.h"
 #include "data/sampler.h"
 #include "data/tokenizer/tokenizer.h"
-#include "parallel/comm.h"
 #include "parallel/control_plane.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoint_saver.h"
@@ -23,6 +22,8 @@
 #include "trainer/metrics.h"
 #include "trainer/micro_batch.h"
 #include "trainer/optimizer/distributed_optimizer.h"
+#include "trainer/parallel_groups.h"
+#include "trainer/pipeline/pipeline_executor.h"
 #include "trainer/train_state.h"
 
 namespace hearth {
@@ -31,7 +32,7 @@ struct TrainerInputs {
   ExperimentConfig config;              // resolved and validated; model.vocab_size is set
   FileSystem& fs;
   ControlPlane& control;
-  Comm& data_parallel;
+  ParallelGroups& groups;
   Log& log;
   at::Device device;
   std::vector<WeightedDataset> train_datasets;
@@ -70,6 +71,7 @@ class Trainer {
     double loss_sum = 0, valid_tokens = 0, squared_norm = 0;
     bool stop = false;  // some rank was asked to stop
   };
+  void make_model();
   void begin_stream(const DataLedger& ledger);
   StepTotals forward_backward();
   StepTotals sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm);
@@ -84,10 +86,12 @@ class Trainer {
 
   TrainerInputs in_;
   bool is_root_;
+  bool counts_loss_ = false;  // of the ranks that compute the same loss, this one adds it to the totals
   BatchShape batch_;
   std::unique_ptr<ParameterStore> parameters_;
-  std::unique_ptr<Transformer> model_;
   std::unique_ptr<DistributedOptimizer> optimizer_;
+  std::vector<std::unique_ptr<Transformer>> chunks_;  // of this pipeline rank
+  std::unique_ptr<PipelineExecutor> executor_;
   std::vector<int64_t> gradient_uses_;
   std::unique_ptr<SampleStream> stream_;
   std::unique_ptr<ValidationStream> validation_;
@@ -95,6 +99,7 @@ class Trainer {
   std::unique_ptr<Prefetcher> prefetcher_;  // last: its threads read the streams
   TrainState state_;
   int64_t consecutive_skips_ = 0;
+  bool poisoned_ = false;  // a test's fault made this step's loss a NaN
   int64_t last_saved_step_ = -1;
 };
 

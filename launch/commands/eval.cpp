@@ -81,7 +81,7 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
                             {"num_tokens", totals.num_tokens},
                             {"num_documents", totals.num_documents},
                             {"unigram_loss", totals.unigram_loss()},
-                            {"dtype", config_name(dtype_of(model.parameters->arena()))},
+                            {"dtype", config_name(model.parameters->options().dtype)},
                             {"model", model.bundle.origin}};
   if (options.json) {
     std::cout << json.dump() << "\n";

@@ -22,6 +22,7 @@
 #include "trainer/checkpoint/run_lock.h"
 #include "trainer/interchange/model_source.h"
 #include "trainer/memory_estimate.h"
+#include "trainer/parallel_layout.h"
 #include "trainer/trainer.h"
 
 namespace hearth {
@@ -246,9 +247,14 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   require_agreement_on_run(context, loaded, data);
   prepare_device_sharing(context, device, log);
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
-  const auto comm = make_comm(context.job, {"dp", mesh.group(control.rank(), MeshAxis::Dp), ordinal, std::nullopt});
+  ParallelGroups groups = make_parallel_groups(
+      context.job, mesh, pipeline_schedule(loaded.config, mesh),
+      {.kv_replicas = local_heads(loaded.config.model, mesh.size(MeshAxis::Tp), 0).replicas,
+       .tied_embeddings = loaded.config.model.tie_word_embeddings,
+       .cuda_device = ordinal,
+       .timeout_s = loaded.config.parallel.collective_timeout_s});
   log.info("event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} data=\"{}\"",
-           build_id(), context.job.launcher, comm->backend(), device_name(device), mesh.describe(),
+           build_id(), context.job.launcher, groups.everyone().backend(), device_name(device), mesh.describe(),
            parameter_count(loaded.config.model), data.text);
 
   const auto checkpoint = checkpoint_to_resume(options, loaded.config.checkpoint, context, log);
@@ -274,7 +280,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   Trainer trainer({.config = loaded.config,
                    .fs = context.fs,
                    .control = control,
-                   .data_parallel = *comm,
+                   .groups = groups,
                    .log = log,
                    .device = device,
                    .train_datasets = std::move(data.train),

@@ -30,6 +30,7 @@ void check(const std::vector<BucketGroup>& groups, int64_t target_count, int64_t
 Bucket lay_out(const std::vector<BucketGroup>& groups, size_t first, size_t last, int64_t first_parameter,
                int64_t begin, BucketPlan& plan) {
   Bucket bucket;
+  bucket.kind = groups[first].kind;
   const auto number = static_cast<int64_t>(plan.buckets.size());
   int64_t index = first_parameter;
   for (size_t g = first; g < last; ++g) {
@@ -58,7 +59,7 @@ BucketPlan plan_buckets(const std::vector<BucketGroup>& groups, int64_t target_c
   for (size_t last = groups.size(); last > 0;) {
     size_t first = last;
     int64_t count = 0;
-    while (first > 0 && count < target_count) {
+    while (first > 0 && count < target_count && groups[first - 1].kind == groups[last - 1].kind) {
       --first;
       count = checked_add(count, round_up(total(groups[first]), kBucketAlignment));
       first_parameter -= static_cast<int64_t>(groups[first].parameters.size());

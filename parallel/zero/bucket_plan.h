@@ -22,9 +22,10 @@ struct BucketParameter {
 };
 
 // Parameters that lie back to back without padding, so that together they can be seen as one matrix (q, k,
-// v).
+// v). A bucket holds groups of one kind only.
 struct BucketGroup {
   std::vector<BucketParameter> parameters;
+  int64_t kind = 0;
 };
 
 // Half-open range of elements.
@@ -47,6 +48,7 @@ struct Bucket {
   ElementRange arena;  // its place in the arena; the length divides by dp_size x kBucketAlignment
   int64_t used = 0;    // elements before the final padding (holes between groups included)
   std::vector<int64_t> parameters;  // indices, by offset (forward order within the bucket)
+  int64_t kind = 0;                 // of its groups
   bool operator==(const Bucket&) const = default;
 };
 
@@ -81,7 +83,7 @@ struct BucketPlan {
   bool operator==(const BucketPlan&) const = default;
 };
 
-// `groups` in forward order. A bucket takes groups (never a part of one) until it holds `target_count`
+// `groups` in forward order. A bucket takes groups of one kind (never a part of a group) until it holds `target_count`
 // elements or more; a small remainder becomes the last bucket. Throws Error{Usage} for counts, a target or a
 // dp_size below 1.
 BucketPlan plan_buckets(const std::vector<BucketGroup>& groups, int64_t target_count, int64_t dp_size);

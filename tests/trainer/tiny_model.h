@@ -27,9 +27,10 @@ struct TinyModel {
   ParameterStore parameters;
   Transformer transformer;
   explicit TinyModel(const ModelConfig& config, DType dtype = DType::F32, RecomputeChoice recompute = {},
-                     WithGradients gradients = WithGradients::Yes)
+                     WithGradients gradients = WithGradients::Yes, ParameterEvents* events = nullptr)
       : parameters(config, dtype, at::kCPU, gradients, /*data_parallel_size=*/1, /*bucket_elements=*/4096),
-        transformer(config, parameters, recompute) {
+        transformer(config, parameters, recompute, ModelPartition::whole(config).chunks[0],
+                    ModelContext{.events = events}) {
     parameters.initialize(/*seed=*/7);
   }
 };

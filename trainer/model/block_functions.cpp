@@ -24,7 +24,7 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The weights outlive the graph (contract in the header), so the context carries their address.
+// Weights and context outlive the graph (contract in the header), so the autograd context carries their address.
 template <class T>
 void keep_pointer(AutogradContext* ctx, const char* key, const T* pointer) {
   ctx->saved_data[key] = reinterpret_cast<int64_t>(pointer);
@@ -34,26 +34,43 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
   return reinterpret_cast<const T*>(ctx->saved_data[key].toInt());
 }
 
-void report_ready(const GradientReady* ready, const std::vector<int64_t>& parameters) {
-  if (ready == nullptr) return;
-  for (const int64_t index : parameters) (*ready)(index);
-}
-
 Tensor linear(const Tensor& x, const LinearWeights& w) { return kernels::linear_forward_op(x, w.weight, w.bias); }
 
-// Every weight gradient of the model passes here: the one place where it can be deferred.
-void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const GradientReady* ready) {
+void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const ModelContext& context) {
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
+  context.events->before_gradient(w.parameters);
   kernels::linear_backward_weight_op(dy, x, main_grad, bias_grad.defined() ? &bias_grad : nullptr);
-  report_ready(ready, w.parameters);
+  context.events->gradient_ready(w.parameters);
+}
+
+// Every weight gradient of a linear layer passes here: the one place where it is deferred.
+template <class Gradient>
+void now_or_later(const ModelContext& context, Gradient&& gradient) {
+  if (context.deferred != nullptr) {
+    context.deferred->push(std::forward<Gradient>(gradient));
+  } else {
+    gradient();
+  }
 }
 
 Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const NormWeights& w,
-                     const GradientReady* ready, const Tensor& residual_grad = {}) {
+                     const ModelContext& context, const Tensor& residual_grad = {}) {
   Tensor main_grad = w.main_grad;
+  context.events->before_gradient(w.parameters);
   Tensor dx = kernels::rms_norm_backward_op(dy, x, w.weight, rstd, main_grad, residual_grad);
-  report_ready(ready, w.parameters);
+  context.events->gradient_ready(w.parameters);
   return dx;
+}
+
+// Backward of norm -> gather -> column-parallel linear: the input gradient crosses the group while the weight gradient
+// is computed. `normed` holds this rank's rows, which are gathered again for the weight gradient (cheaper than keeping
+// all rows: Korthikanti et al. 2022).
+Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w, const ModelContext& context) {
+  PendingRows dx = context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx");
+  now_or_later(context, [dy, normed, &w, &context] {
+    accumulate_weight_gradient(dy, context.rows.gather(normed, "tp.column.x").wait(), w, context);
+  });
+  return dx.wait();
 }
 
 // q and k sections of [N, H + 2K, W], as views.
@@ -77,9 +94,11 @@ HeadNorm head_norm(Tensor section, const NormWeights& w) {
 
 struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
   // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without recompute.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_ND, const BlockWeights* w, const RopeInput& rope) {
-    auto normed = kernels::rms_norm_forward_op(x_ND, w->input_norm.weight, w->input_norm.eps);
-    Tensor qkv = linear(normed.y, w->qkv).view({x_ND.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w, const RopeInput& rope) {
+    w->context->events->before_use(w->unit, UsePhase::Forward);
+    auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
+    Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv);
+    qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
     auto [q, k] = query_and_key(qkv, *w);
     HeadNorm q_norm, k_norm;
     if (w->q_norm.weight.defined()) {
@@ -87,7 +106,7 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
       k_norm = head_norm(k, w->k_norm);
     }
     kernels::rope_out_op(q, k, rope.table, rope.positions, kernels::RopeDirection::Forward, q, k);
-    ctx->save_for_backward({x_ND, normed.rstd, w->recompute.norm ? Tensor() : normed.y, q_norm.input, k_norm.input,
+    ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, q_norm.input, k_norm.input,
                             q_norm.rstd, k_norm.rstd, rope.table.cos_PD2, rope.table.sin_PD2, rope.positions});
     keep_pointer(ctx, "w", w);
     return qkv;
@@ -95,131 +114,171 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto* w = kept_pointer<BlockWeights>(ctx, "w");
+    const ModelContext& context = *w->context;
     const Tensor &x = saved[0], &rstd = saved[1];
     Tensor d_qkv = grads[0].contiguous();
     if (d_qkv.is_same(grads[0])) d_qkv = d_qkv.clone();  // the graph may still own it, and it is changed in place
     auto [dq, dk] = query_and_key(d_qkv, *w);
     kernels::rope_out_op(dq, dk, {saved[7], saved[8]}, saved[9], kernels::RopeDirection::Backward, dq, dk);
     if (w->q_norm.weight.defined()) {
-      dq.copy_(norm_backward(dq, saved[3], saved[5], w->q_norm, w->gradient_ready));
-      dk.copy_(norm_backward(dk, saved[4], saved[6], w->k_norm, w->gradient_ready));
+      dq.copy_(norm_backward(dq, saved[3], saved[5], w->q_norm, context));
+      dk.copy_(norm_backward(dk, saved[4], saved[6], w->k_norm, context));
     }
-    const Tensor dy = d_qkv.view({x.size(0), -1});
     const Tensor normed =
         saved[2].defined() ? saved[2] : kernels::rms_norm_forward_op(x, w->input_norm.weight, w->input_norm.eps).y;
-    accumulate_weight_gradient(dy, normed, w->qkv, w->gradient_ready);
-    const Tensor d_normed = kernels::linear_backward_input_op(dy, w->qkv.weight);
-    return {norm_backward(d_normed, x, rstd, w->input_norm, w->gradient_ready), Tensor(), Tensor()};
+    const Tensor d_normed = column_linear_backward(d_qkv.view({d_qkv.size(0), -1}), normed, w->qkv, context);
+    const Tensor dx = norm_backward(d_normed, x, rstd, w->input_norm, context);
+    context.events->after_use(w->unit, UsePhase::Backward);
+    return {dx, Tensor(), Tensor()};
   }
 };
 
 struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& context_NE, const Tensor& residual_ND,
+  static Tensor forward(AutogradContext* ctx, const Tensor& context_NE, const Tensor& residual_nD,
                         const BlockWeights* w) {
     ctx->save_for_backward({context_NE});
     keep_pointer(ctx, "w", w);
-    return linear(context_NE, w->attention_output).add_(residual_ND);
+    const Tensor partial = kernels::linear_forward_op(context_NE, w->attention_output.weight);
+    Tensor out = w->context->rows.sum(partial, "tp.attention_output.y").wait();
+    if (w->attention_output.bias.defined()) out.add_(w->attention_output.bias);
+    return out.add_(residual_nD);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto* w = kept_pointer<BlockWeights>(ctx, "w");
-    const Tensor dy = grads[0].contiguous();
-    accumulate_weight_gradient(dy, saved[0], w->attention_output, w->gradient_ready);
-    return {kernels::linear_backward_input_op(dy, w->attention_output.weight), dy, Tensor()};
+    const ModelContext& context = *w->context;
+    const Tensor dy = grads[0].contiguous(), input = saved[0];
+    const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
+    now_or_later(context, [dy, dy_all, input, w, &context] {
+      LinearWeights matrix = w->attention_output;
+      if (matrix.bias_grad.defined()) matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
+      matrix.bias_grad.reset();
+      accumulate_weight_gradient(dy_all, input, matrix, context);
+    });
+    return {kernels::linear_backward_input_op(dy_all, w->attention_output.weight), dy, Tensor()};
   }
 };
 
 struct MlpFn : torch::autograd::Function<MlpFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_ND, const BlockWeights* w) {
-    auto normed = kernels::rms_norm_forward_op(x_ND, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const Tensor gate_up = linear(normed.y, w->gate_up);
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w) {
+    const ModelContext& context = *w->context;
+    auto normed = kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
+    const Tensor gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up);
     const Tensor activated = kernels::swiglu_forward_op(gate_up);
-    ctx->save_for_backward({x_ND, normed.rstd, gate_up, w->recompute.norm ? Tensor() : normed.y,
+    ctx->save_for_backward({x_nD, normed.rstd, gate_up, w->recompute.norm ? Tensor() : normed.y,
                             w->recompute.swiglu ? Tensor() : activated});
     keep_pointer(ctx, "w", w);
-    return linear(activated, w->down).add_(x_ND);
+    Tensor out = context.rows.sum(linear(activated, w->down), "tp.down.y").wait();
+    context.events->after_use(w->unit, UsePhase::Forward);
+    return out.add_(x_nD);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto* w = kept_pointer<BlockWeights>(ctx, "w");
+    const ModelContext& context = *w->context;
+    context.events->before_use(w->unit, UsePhase::Backward);
     const auto& norm = w->post_attention_norm;
     const Tensor dy = grads[0].contiguous();
-    const Tensor &x = saved[0], &rstd = saved[1], &gate_up = saved[2];
-    {
-      const Tensor activated = saved[4].defined() ? saved[4] : kernels::swiglu_forward_op(gate_up);
-      accumulate_weight_gradient(dy, activated, w->down, w->gradient_ready);
-    }
+    const Tensor x = saved[0], rstd = saved[1], gate_up = saved[2], kept = saved[4];
+    const Tensor dy_all = context.rows.gather(dy, "tp.down.dy").wait();
+    now_or_later(context, [dy_all, gate_up, kept, w, &context] {
+      const Tensor activated = kept.defined() ? kept : kernels::swiglu_forward_op(gate_up);
+      accumulate_weight_gradient(dy_all, activated, w->down, context);
+    });
     const Tensor d_gate_up =
-        kernels::swiglu_backward_op(kernels::linear_backward_input_op(dy, w->down.weight), gate_up);
-    {
-      const Tensor normed = saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
-      accumulate_weight_gradient(d_gate_up, normed, w->gate_up, w->gradient_ready);
-    }
-    const Tensor d_normed = kernels::linear_backward_input_op(d_gate_up, w->gate_up.weight);
-    return {norm_backward(d_normed, x, rstd, norm, w->gradient_ready, /*residual_grad=*/dy), Tensor()};
+        kernels::swiglu_backward_op(kernels::linear_backward_input_op(dy_all, w->down.weight), gate_up);
+    const Tensor normed = saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
+    const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, context);
+    return {norm_backward(d_normed, x, rstd, norm, context, /*residual_grad=*/dy), Tensor()};
   }
 };
 
 struct RmsNormFn : torch::autograd::Function<RmsNormFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_ND, const NormWeights* w, const GradientReady* ready) {
-    auto normed = kernels::rms_norm_forward_op(x_ND, w->weight, w->eps);
-    ctx->save_for_backward({x_ND, normed.rstd});
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const NormWeights* w, const ModelContext* context) {
+    auto normed = kernels::rms_norm_forward_op(x_nD, w->weight, w->eps);
+    ctx->save_for_backward({x_nD, normed.rstd});
     keep_pointer(ctx, "w", w);
-    keep_pointer(ctx, "ready", ready);
+    keep_pointer(ctx, "context", context);
     return normed.y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     return {norm_backward(grads[0].contiguous(), saved[0], saved[1], *kept_pointer<NormWeights>(ctx, "w"),
-                          kept_pointer<GradientReady>(ctx, "ready")),
+                          *kept_pointer<ModelContext>(ctx, "context")),
             Tensor(), Tensor()};
   }
 };
 
 struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& ids_N, const LinearWeights* w, const Tensor& /*anchor*/,
-                        const GradientReady* ready) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& ids_N, const VocabWeights* w, const Tensor& /*anchor*/) {
+    const ModelContext& context = *w->context;
     ctx->save_for_backward({ids_N});
     keep_pointer(ctx, "w", w);
-    keep_pointer(ctx, "ready", ready);
-    return kernels::embedding_forward_op(w->weight, ids_N);
+    context.events->before_use(w->unit, UsePhase::Forward);
+    Tensor rows = context.rows.size() == 1 ? kernels::embedding_forward_op(w->linear.weight, ids_N)
+                                           : kernels::embedding_range_forward_op(w->linear.weight, ids_N, w->first_id);
+    context.events->after_use(w->unit, UsePhase::Forward);
+    return context.rows.sum(rows, "tp.embedding.y").wait();
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto* w = kept_pointer<LinearWeights>(ctx, "w");
-    Tensor main_grad = w->main_grad;
-    kernels::embedding_backward_op(grads[0].contiguous(), saved[0], main_grad);
-    report_ready(kept_pointer<GradientReady>(ctx, "ready"), w->parameters);
-    return {Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto* w = kept_pointer<VocabWeights>(ctx, "w");
+    const ModelContext& context = *w->context;
+    const Tensor dy = context.rows.gather(grads[0].contiguous(), "tp.embedding.dy").wait();
+    Tensor main_grad = w->linear.main_grad;
+    context.events->before_gradient(w->linear.parameters);
+    if (context.rows.size() == 1) {
+      kernels::embedding_backward_op(dy, saved[0], main_grad);
+    } else {
+      kernels::embedding_range_backward_op(dy, saved[0], w->first_id, main_grad);
+    }
+    context.events->gradient_ready(w->linear.parameters);
+    return {Tensor(), Tensor(), Tensor()};
   }
 };
 
+// Loss of a chunk of rows; the logits become their gradient in place.
+Tensor chunk_loss(Tensor& logits, const Tensor& targets, const VocabWeights& head, double scale) {
+  if (head.context->rows.size() == 1)
+    return kernels::cross_entropy_forward_backward_op(logits, targets, scale, head.count);
+  const Tensor statistics = kernels::vocab_parallel_statistics_op(logits, targets, head.first_id, head.count);
+  const auto loss = kernels::vocab_parallel_loss_op(head.context->rows.gather_all(statistics, "tp.loss"), targets,
+                                                    head.vocab_size);
+  kernels::vocab_parallel_gradient_op(logits, targets, loss.log_sum_exp_N, head.first_id, head.count, scale);
+  return loss.loss_N;
+}
+
 struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x_ND, const Tensor& targets_N,
-                               const LinearWeights* head, int64_t valid_vocab, double scale,
-                               const GradientReady* ready) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x_nD, const Tensor& targets_N,
+                               const VocabWeights* head, double scale) {
+    const ModelContext& context = *head->context;
+    const LinearWeights& w = head->linear;
+    context.events->before_use(head->unit, UsePhase::Forward);
+    context.events->before_gradient(w.parameters);
+    const Tensor x_ND = context.rows.gather(x_nD, "tp.head.x").wait();
     const int64_t rows = x_ND.size(0);
-    const int64_t chunk = rows_per_logits_chunk(rows, head->weight.size(0), x_ND.element_size());
-    Tensor dx = at::empty_like(x_ND);
+    const int64_t chunk = rows_per_logits_chunk(rows, w.weight.size(0), x_ND.element_size());
+    Tensor dx = at::empty_like(x_ND), main_grad = w.main_grad;
     Tensor loss_sum = at::zeros({}, x_ND.options().dtype(at::kFloat));
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
       const Tensor x = x_ND.narrow(0, begin, count), targets = targets_N.narrow(0, begin, count);
-      Tensor logits = linear(x, *head);
-      loss_sum.add_(kernels::cross_entropy_forward_backward_op(logits, targets, scale, valid_vocab).sum());
-      const Tensor& d_logits = logits;  // the kernel writes the gradient over the logits
-      dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, head->weight));
-      accumulate_weight_gradient(d_logits, x, *head, nullptr);  // reported once, in backward
+      Tensor logits = linear(x, w);
+      loss_sum.add_(chunk_loss(logits, targets, *head, scale).sum());
+      const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
+      dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
+      kernels::linear_backward_weight_op(d_logits, x, main_grad);  // reported once, in backward
     }
-    ctx->save_for_backward({dx});
+    context.events->after_use(head->unit, UsePhase::Forward);
+    ctx->save_for_backward({context.rows.sum(dx, "tp.head.dx").wait()});
     keep_pointer(ctx, "head", head);
-    keep_pointer(ctx, "ready", ready);
     ctx->mark_non_differentiable({loss_sum});
     return {loss_sum.mul(scale), loss_sum};
   }
   static variable_list backward(AutogradContext* ctx, variable_list) {
-    report_ready(kept_pointer<GradientReady>(ctx, "ready"), kept_pointer<LinearWeights>(ctx, "head")->parameters);
-    return {ctx->get_saved_variables()[0], Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto* head = kept_pointer<VocabWeights>(ctx, "head");
+    head->context->events->gradient_ready(head->linear.parameters);
+    return {ctx->get_saved_variables()[0], Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -231,23 +290,21 @@ int64_t rows_per_logits_chunk(int64_t rows, int64_t vocab, int64_t element_bytes
   return std::min(rows, fit);
 }
 
-Tensor attention_input(const Tensor& x_ND, const BlockWeights& weights, const RopeInput& rope) {
-  return AttentionInputFn::apply(x_ND, &weights, rope);
+Tensor attention_input(const Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope) {
+  return AttentionInputFn::apply(x_nD, &weights, rope);
 }
-Tensor attention_output(const Tensor& context_NE, const Tensor& residual_ND, const BlockWeights& weights) {
-  return AttentionOutputFn::apply(context_NE, residual_ND, &weights);
+Tensor attention_output(const Tensor& context_NE, const Tensor& residual_nD, const BlockWeights& weights) {
+  return AttentionOutputFn::apply(context_NE, residual_nD, &weights);
 }
-Tensor mlp(const Tensor& x_ND, const BlockWeights& weights) { return MlpFn::apply(x_ND, &weights); }
-Tensor rms_norm(const Tensor& x_ND, const NormWeights& weights, const GradientReady* gradient_ready) {
-  return RmsNormFn::apply(x_ND, &weights, gradient_ready);
+Tensor mlp(const Tensor& x_nD, const BlockWeights& weights) { return MlpFn::apply(x_nD, &weights); }
+Tensor rms_norm(const Tensor& x_nD, const NormWeights& weights, const ModelContext& context) {
+  return RmsNormFn::apply(x_nD, &weights, &context);
 }
-Tensor embedding(const Tensor& ids_N, const LinearWeights& table, const Tensor& anchor,
-                 const GradientReady* gradient_ready) {
-  return EmbeddingFn::apply(ids_N, &table, anchor, gradient_ready);
+Tensor embedding(const Tensor& ids_N, const VocabWeights& table, const Tensor& anchor) {
+  return EmbeddingFn::apply(ids_N, &table, anchor);
 }
-LossResult linear_cross_entropy(const Tensor& x_ND, const Tensor& targets_N, const LinearWeights& head,
-                                int64_t valid_vocab, double scale, const GradientReady* gradient_ready) {
-  auto out = LinearCrossEntropyFn::apply(x_ND, targets_N, &head, valid_vocab, scale, gradient_ready);
+LossResult linear_cross_entropy(const Tensor& x_nD, const Tensor& targets_N, const VocabWeights& head, double scale) {
+  auto out = LinearCrossEntropyFn::apply(x_nD, targets_N, &head, scale);
   return {out[0], out[1]};
 }
 

@@ -1,23 +1,21 @@
 // The differentiable pieces of a transformer block, each one autograd::Function over kernels/. They save the least they
 // can (inputs and per-row statistics) and rebuild the rest in backward, and they add weight gradients straight into
 // the fp32 main_grad tensors: no weight is an autograd leaf.
-// Letters: N = batch x sequence rows, D hidden, H query heads, K key/value heads, W head width, F intermediate.
+// Letters: N = batch x sequence rows, n = the rows that this rank holds between linears (N, or N / tensor-parallel size
+// with sequence parallelism), D hidden, H query heads, K key/value heads of this rank, W head width, F intermediate.
 // Weights structs belong to the Transformer and must outlive the graph. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "kernels/rope_op.h"
+#include "trainer/model/model_context.h"
 
 namespace hearth {
-
-// Told once per finished contribution to a parameter's main_grad, so that its bucket can be reduced early.
-using GradientReady = std::function<void(int64_t parameter_index)>;
 
 // One matrix as the GEMM sees it (q, k, v together; gate, up together) and the parameters that it is made of.
 struct LinearWeights {
@@ -47,7 +45,18 @@ struct BlockWeights {
   LinearWeights qkv, attention_output, gate_up, down;
   int64_t num_heads = 0, num_kv_heads = 0, head_width = 0;
   RecomputeChoice recompute;
-  const GradientReady* gradient_ready = nullptr;  // may be null
+  int64_t unit = 0;                       // ParameterShard::unit
+  const ModelContext* context = nullptr;  // never null
+};
+
+// A vocabulary table, or this tensor-parallel rank's rows of one.
+struct VocabWeights {
+  LinearWeights linear;    // padded rows included
+  int64_t first_id = 0;    // ids [first_id, first_id + count) are here
+  int64_t count = 0;
+  int64_t vocab_size = 0;  // of the whole table
+  int64_t unit = 0;
+  const ModelContext* context = nullptr;
 };
 
 struct RopeInput {
@@ -55,26 +64,27 @@ struct RopeInput {
   at::Tensor positions;      // int64 [N]
 };
 
-// x_ND -> norm -> fused q,k,v -> (q/k norm) -> RoPE. Returns [N, H + 2K, W].
-at::Tensor attention_input(const at::Tensor& x_ND, const BlockWeights& weights, const RopeInput& rope);
-// residual_ND + context_NE W_o^T
-at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_ND, const BlockWeights& weights);
-// x_ND + down(swiglu(gate_up(norm(x_ND))))
-at::Tensor mlp(const at::Tensor& x_ND, const BlockWeights& weights);
-at::Tensor rms_norm(const at::Tensor& x_ND, const NormWeights& weights, const GradientReady* gradient_ready);
-// Rows of the table. `anchor` is any tensor that requires grad: it puts the lookup into the graph.
-at::Tensor embedding(const at::Tensor& ids_N, const LinearWeights& table, const at::Tensor& anchor,
-                     const GradientReady* gradient_ready);
+// x_nD -> norm -> fused q,k,v -> (q/k norm) -> RoPE. Returns [N, H + 2K, W].
+at::Tensor attention_input(const at::Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope);
+// residual_nD + context_NE W_o^T
+at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_nD, const BlockWeights& weights);
+// x_nD + down(swiglu(gate_up(norm(x_nD))))
+at::Tensor mlp(const at::Tensor& x_nD, const BlockWeights& weights);
+at::Tensor rms_norm(const at::Tensor& x_nD, const NormWeights& weights, const ModelContext& context);
+// Rows [n, D] of the table for ids [N]. `anchor` is any tensor that requires grad: it puts the lookup into the graph.
+at::Tensor embedding(const at::Tensor& ids_N, const VocabWeights& table, const at::Tensor& anchor);
 
 // Sum over rows of -log p(target) x scale, computed head and loss together in chunks of rows, so that the logits of the
-// whole batch never exist (idea: Liger kernels' fused linear cross entropy). Targets of -100 do not count.
+// whole batch never exist (idea: Liger kernels' fused linear cross entropy). Targets of -100 do not count. Over a
+// tensor-parallel group each rank has the logits of its part of the vocabulary and only three numbers a row travel
+// (vocabulary-parallel cross entropy: Shoeybi et al. 2019); every rank returns the same loss.
 // Training only: head.main_grad is written. Backward expects a gradient of exactly 1 for the returned scalar: gradients are formed in forward.
 struct LossResult {
   at::Tensor loss;       // fp32 scalar, differentiable: sum of losses x scale
   at::Tensor loss_sum;   // fp32 scalar, detached: sum of losses, unscaled
 };
-LossResult linear_cross_entropy(const at::Tensor& x_ND, const at::Tensor& targets_N, const LinearWeights& head,
-                                int64_t valid_vocab, double scale, const GradientReady* gradient_ready);
+LossResult linear_cross_entropy(const at::Tensor& x_nD, const at::Tensor& targets_N, const VocabWeights& head,
+                                double scale);
 
 // Rows whose logits fit in about 256 MiB, a multiple of 128 where that leaves any choice.
 int64_t rows_per_logits_chunk(int64_t rows, int64_t vocab, int64_t element_bytes);

@@ -26,30 +26,48 @@ bool same_group(const std::string& name, const std::string& next) {
   return false;
 }
 
+bool is_vector(const ParameterShard& shard) { return shard.spec.shape.size() < 2; }
+
 bool is_vocabulary_table(const std::string& name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-int64_t storage_rows(const ParameterSpec& spec) {
-  const int64_t rows = spec.shape[0];
-  return is_vocabulary_table(spec.name) ? (rows + kVocabPadding - 1) / kVocabPadding * kVocabPadding : rows;
+// What may share a bucket has one number: the layers' matrices (each layer for itself where `per_layer`), each
+// vocabulary table, the vectors.
+int64_t bucket_kind(const ParameterShard& shard, bool per_layer) {
+  constexpr int64_t kVectors = -1, kLayers = -2;
+  if (is_vector(shard)) return kVectors;
+  return per_layer || is_vocabulary_table(shard.spec.name) ? shard.unit : kLayers;
 }
 
-std::vector<BucketGroup> storage_groups(const std::vector<ParameterSpec>& specs) {
+// Groups in bucket order: what plan_buckets takes. Vectors come first, so that their buckets are the last ones, when the
+// last norm's gradient is there anyway.
+struct Groups {
   std::vector<BucketGroup> groups;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    if (i == 0 || !same_group(specs[i - 1].name, specs[i].name)) groups.emplace_back();
-    const int64_t elements = specs[i].numel() / specs[i].shape[0] * storage_rows(specs[i]);
-    groups.back().parameters.push_back({specs[i].name, elements});
-  }
-  return groups;
+  std::vector<size_t> order;  // index in `shards` by position in the plan
+};
+Groups storage_groups(const std::vector<ParameterShard>& shards, bool per_layer) {
+  Groups out;
+  for (const bool vectors : {true, false})
+    for (size_t i = 0; i < shards.size(); ++i) {
+      if (is_vector(shards[i]) != vectors) continue;
+      const bool joins = !out.order.empty() && out.order.back() + 1 == i && same_group(shards[i - 1].spec.name, shards[i].spec.name);
+      if (!joins) out.groups.push_back({.parameters = {}, .kind = bucket_kind(shards[i], per_layer)});
+      out.groups.back().parameters.push_back({shards[i].spec.name, shards[i].storage_elements()});
+      out.order.push_back(i);
+    }
+  return out;
 }
 
-at::Tensor view(const at::Tensor& arena, int64_t offset, std::vector<int64_t> shape) {
-  int64_t elements = 1;
-  for (const int64_t extent : shape) elements *= extent;
-  return arena.narrow(0, offset, elements).view(shape);
+// The storage keeps its size while its memory is away, so that views can be made at any time.
+void release_memory(const at::Tensor& flat) {
+  flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(nullptr, flat.device()));
 }
+void restore_memory(const at::Tensor& flat) {
+  c10::StorageImpl* storage = flat.storage().unsafeGetStorageImpl();
+  storage->set_data_ptr_noswap(storage->allocator()->allocate(storage->nbytes()));
+}
+bool has_memory(const at::Tensor& flat) { return flat.storage().data() != nullptr; }
 
 }  // namespace
 
@@ -74,103 +92,181 @@ DType dtype_of(const at::Tensor& tensor) {
 }
 
 ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Device device, WithGradients gradients,
-                               int64_t data_parallel_size, int64_t bucket_elements) {
-  const auto specs = parameter_specs(config);
-  plan_ = plan_buckets(storage_groups(specs), bucket_elements, data_parallel_size);
-  arena_ = at::zeros({plan_.arena_count()}, at::TensorOptions(device).dtype(torch_dtype(dtype)));
-  if (gradients == WithGradients::Yes)
-    grad_arena_ = at::zeros({plan_.arena_count()}, at::TensorOptions(device).dtype(at::kFloat));
-  for (size_t i = 0; i < specs.size(); ++i) {
+                               int64_t data_parallel_size, int64_t bucket_elements)
+    : ParameterStore(parameter_shards(config, ModelPartition::whole(config)),
+                     {.dtype = dtype,
+                      .device = device,
+                      .gradients = gradients,
+                      .data_parallel_size = data_parallel_size,
+                      .bucket_elements = bucket_elements}) {}
+
+ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const StoreOptions& options)
+    : options_(options) {
+  const Groups groups = storage_groups(shards, options.weights == BucketMemory::OnDemand);
+  plan_ = plan_buckets(groups.groups, options.bucket_elements, options.data_parallel_size);
+  allocate();
+  for (size_t i = 0; i < groups.order.size(); ++i) {
     Parameter p;
-    p.spec = specs[i];
+    p.shard = shards[groups.order[i]];
+    p.spec = p.shard.spec;
+    const ParameterPlace& place = plan_.places[i];
     p.offset = plan_.parameter(static_cast<int64_t>(i)).begin;
-    p.storage = plan_.places[i].count;
-    auto padded_shape = p.spec.shape;
-    padded_shape[0] = storage_rows(p.spec);
-    p.weight = view(arena_, p.offset, p.spec.shape);
-    p.padded_weight = view(arena_, p.offset, padded_shape);
-    if (grad_arena_.defined()) {
-      p.main_grad = view(grad_arena_, p.offset, p.spec.shape);
-      p.padded_main_grad = view(grad_arena_, p.offset, padded_shape);
+    p.storage = place.count;
+    auto padded_shape = p.shard.shape();
+    padded_shape[0] = p.shard.storage_rows;
+    const auto view = [&](const at::Tensor& bucket, const std::vector<int64_t>& shape, int64_t elements) {
+      return bucket.narrow(0, place.offset, elements).view(shape);
+    };
+    const auto bucket = static_cast<size_t>(place.bucket);
+    p.weight = view(weights_[bucket], p.shard.shape(), p.shard.numel());
+    p.padded_weight = view(weights_[bucket], padded_shape, place.count);
+    if (options.gradients == WithGradients::Yes) {
+      p.main_grad = view(grads_[bucket], p.shard.shape(), p.shard.numel());
+      p.padded_main_grad = view(grads_[bucket], padded_shape, place.count);
     }
+    auto& of_unit = unit_buckets_[p.shard.unit];
+    if (std::find(of_unit.begin(), of_unit.end(), place.bucket) == of_unit.end()) of_unit.push_back(place.bucket);
     by_name_[p.spec.name] = static_cast<int64_t>(i);
     parameters_.push_back(std::move(p));
   }
 }
 
+// Resident buckets are parts of one allocation; the others own theirs, which starts absent.
+void ParameterStore::allocate() {
+  const auto weight_options = at::TensorOptions(options_.device).dtype(scalar_type());
+  const auto grad_options = at::TensorOptions(options_.device).dtype(at::kFloat);
+  const bool with_grads = options_.gradients == WithGradients::Yes;
+  for (const Bucket& bucket : plan_.buckets)
+    on_demand_.push_back(options_.weights == BucketMemory::OnDemand && bucket.kind >= 0);
+  const auto make = [&](const at::TensorOptions& options, const std::function<bool(size_t)>& absent) {
+    int64_t resident = 0;
+    for (size_t b = 0; b < plan_.buckets.size(); ++b) resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
+    const at::Tensor arena = at::zeros({resident}, options);
+    std::vector<at::Tensor> buckets;
+    int64_t at = 0;
+    for (size_t b = 0; b < plan_.buckets.size(); ++b) {
+      const int64_t count = plan_.buckets[b].arena.count();
+      if (absent(b)) {
+        buckets.push_back(at::empty({count}, options));
+        release_memory(buckets.back());
+      } else {
+        buckets.push_back(arena.narrow(0, at, count));
+        at += count;
+      }
+    }
+    return buckets;
+  };
+  weights_ = make(weight_options, [&](size_t b) { return on_demand_[b]; });
+  if (with_grads) grads_ = make(grad_options, [&](size_t) { return options_.grads == BucketMemory::OnDemand; });
+}
+
+bool ParameterStore::has_weights(int64_t bucket) const { return has_memory(weights(bucket)); }
+bool ParameterStore::has_grads(int64_t bucket) const { return has_memory(grads(bucket)); }
+
+void ParameterStore::restore_weights(int64_t bucket) {
+  if (!has_weights(bucket)) restore_memory(weights(bucket));
+}
+void ParameterStore::release_weights(int64_t bucket) {
+  if (weights_on_demand(bucket)) release_memory(weights(bucket));
+}
+void ParameterStore::restore_grads(int64_t bucket) {
+  if (has_grads(bucket)) return;
+  restore_memory(grads(bucket));
+  grads_[static_cast<size_t>(bucket)].zero_();
+}
+void ParameterStore::release_grads(int64_t bucket) {
+  if (options_.grads == BucketMemory::OnDemand) release_memory(grads(bucket));
+}
+
 int64_t ParameterStore::index(const std::string& name) const {
   const auto found = by_name_.find(name);
-  HEARTH_REQUIRE(found != by_name_.end(), "the model has no parameter '{}'", name);
+  HEARTH_REQUIRE(found != by_name_.end(), "the model has no parameter '{}' on this rank", name);
   return found->second;
 }
 
-namespace {
-// Neighbours first..last as one tensor over `arena`.
-at::Tensor fused(const at::Tensor& arena, const Parameter& first, const Parameter& last) {
-  if (!arena.defined()) return {};
-  const int64_t elements = last.offset + last.storage - first.offset;
-  auto shape = first.spec.shape;
-  shape[0] = elements / (first.spec.numel() / first.spec.shape[0]);
-  return view(arena, first.offset, shape);
+// Neighbours first..last as one tensor.
+at::Tensor ParameterStore::fused(const std::vector<at::Tensor>& buckets, const std::string& first,
+                                 const std::string& last) const {
+  if (buckets.empty()) return {};
+  const Parameter &begin = at(first), &end = at(last);
+  const ParameterPlace& place = plan_.places[static_cast<size_t>(index(first))];
+  const int64_t elements = end.offset + end.storage - begin.offset;
+  auto shape = begin.shard.shape();
+  shape[0] = elements / begin.shard.row_elements();
+  return buckets[static_cast<size_t>(place.bucket)].narrow(0, place.offset, elements).view(shape);
 }
-}  // namespace
 
 at::Tensor ParameterStore::fused_weight(const std::string& first, const std::string& last) const {
-  return fused(arena_, at(first), at(last));
+  return fused(weights_, first, last);
 }
 at::Tensor ParameterStore::fused_main_grad(const std::string& first, const std::string& last) const {
-  return fused(grad_arena_, at(first), at(last));
+  return fused(grads_, first, last);
 }
 
 void ParameterStore::initial_values(int64_t parameter_index, uint64_t seed, int64_t begin, int64_t end,
                                     float* out) const {
-  const ParameterSpec& spec = parameters_[static_cast<size_t>(parameter_index)].spec;
+  const ParameterShard& shard = parameters_[static_cast<size_t>(parameter_index)].shard;
+  const ParameterSpec& spec = shard.spec;
   if (spec.init != InitKind::Normal) {
     std::fill(out, out + (end - begin), spec.init == InitKind::Ones ? 1.0f : 0.0f);
     return;
   }
   const CounterRng rng(seed, spec.name);
   at::parallel_for(begin, end, 4096, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i)
-      out[i - begin] = static_cast<float>(rng.normal(static_cast<uint64_t>(i)) * spec.init_std);
+    for_each_run(spec.shape, shard.box, from, to, [&](int64_t global, int64_t at, int64_t count) {
+      for (int64_t i = 0; i < count; ++i)
+        out[at + i - begin] = static_cast<float>(rng.normal(static_cast<uint64_t>(global + i)) * spec.init_std);
+    });
   });
 }
 
-namespace {
-constexpr int64_t kStagingElements = int64_t{1} << 24;  // 64 MiB of fp32 on the host at a time
-
-// Fills elements [0, numel) of `weight` in pieces produced on the host by `produce(begin, end, float*)`.
-template <class Produce>
-void fill_in_pieces(const at::Tensor& weight, const Produce& produce) {
-  const at::Tensor flat = weight.view({-1});
-  const int64_t numel = flat.numel();
-  at::Tensor staging = at::empty({std::min(numel, kStagingElements)}, at::kFloat);
-  for (int64_t begin = 0; begin < numel; begin += kStagingElements) {
-    const int64_t count = std::min(kStagingElements, numel - begin);
-    produce(begin, begin + count, staging.data_ptr<float>());
-    at::Tensor target = flat.narrow(0, begin, count);
-    target.copy_(staging.narrow(0, 0, count));
+void ParameterStore::fill(const Fill& produce, const std::function<void(int64_t bucket)>& done) {
+  constexpr int64_t kStagingElements = int64_t{1} << 24;  // 64 MiB of fp32 on the host at a time
+  for (size_t b = 0; b < plan_.buckets.size(); ++b) {
+    const auto bucket = static_cast<int64_t>(b);
+    const bool was_there = has_weights(bucket);
+    restore_weights(bucket);
+    if (!was_there) weights_[b].zero_();  // padding
+    for (const int64_t index : plan_.buckets[b].parameters) {
+      const at::Tensor flat = parameters_[static_cast<size_t>(index)].weight.view({-1});
+      const int64_t numel = flat.numel();
+      at::Tensor staging = at::empty({std::min(numel, kStagingElements)}, at::kFloat);
+      for (int64_t begin = 0; begin < numel; begin += kStagingElements) {
+        const int64_t count = std::min(kStagingElements, numel - begin);
+        produce(index, begin, begin + count, staging.data_ptr<float>());
+        at::Tensor target = flat.narrow(0, begin, count);
+        target.copy_(staging.narrow(0, 0, count));
+      }
+    }
+    if (done) done(bucket);
+    if (!was_there) release_weights(bucket);
   }
 }
-}  // namespace
 
 void ParameterStore::initialize(uint64_t seed) {
-  for (size_t i = 0; i < parameters_.size(); ++i)
-    fill_in_pieces(parameters_[i].weight, [&](int64_t begin, int64_t end, float* out) {
-      initial_values(static_cast<int64_t>(i), seed, begin, end, out);
-    });
+  fill([&](int64_t index, int64_t begin, int64_t end, float* out) { initial_values(index, seed, begin, end, out); }, {});
 }
 
-void ParameterStore::load(const TensorSource& source) {
-  for (auto& p : parameters_) {
+void ParameterStore::read(const TensorSource& source, const std::string& prefix, int64_t parameter_index, int64_t begin,
+                          int64_t end, float* out) const {
+  const ParameterShard& shard = parameters_[static_cast<size_t>(parameter_index)].shard;
+  for_each_run(shard.spec.shape, shard.box, begin, end, [&](int64_t global, int64_t at, int64_t count) {
+    source.read_elements(prefix + shard.spec.name, global, global + count, DType::F32, out + (at - begin));
+  });
+}
+
+void ParameterStore::require(const TensorSource& source) const {
+  for (const auto& p : parameters_) {
     HEARTH_CHECK(source.contains(p.spec.name), BadInput, "{} has no tensor '{}'", source.describe(), p.spec.name);
     const auto& stored = source.info(p.spec.name);
     HEARTH_CHECK(stored.shape == p.spec.shape, BadInput, "{}: '{}' has shape [{}], the model needs [{}]",
                  source.describe(), p.spec.name, fmt::join(stored.shape, ", "), fmt::join(p.spec.shape, ", "));
-    fill_in_pieces(p.weight, [&](int64_t begin, int64_t end, float* out) {
-      source.read_elements(p.spec.name, begin, end, DType::F32, out);
-    });
   }
+}
+
+void ParameterStore::load(const TensorSource& source) {
+  require(source);
+  fill([&](int64_t index, int64_t begin, int64_t end, float* out) { read(source, "", index, begin, end, out); }, {});
 }
 
 }  // namespace hearth

@@ -1,13 +1,17 @@
-// The parameters of one rank's model, in one flat arena (and, for training, one flat fp32 gradient arena).
+// The parameters of one rank's part of the model, in flat buckets (and, for training, flat fp32 gradient buckets).
 // Layout comes from a BucketPlan (parallel/zero/bucket_plan.h): buckets in backward order, groups of neighbours (q,k,v;
-// gate,up) without gaps, so that a fused GEMM sees a group as one matrix. Embedding and head rows are padded to a
-// multiple of kVocabPadding inside the arena only: no file ever sees the padding, which stays zero.
-// Not thread-safe. Tensors handed out are views into the arenas and live as long as the store.
+// gate,up) without gaps, so that a fused GEMM sees a group as one matrix. Matrices of layers, each vocabulary table and
+// the vectors (norms, biases) lie in buckets of their own kind. Embedding and head rows are padded to a multiple of
+// kVocabPadding in memory only: no file ever sees the padding, which stays zero.
+// Memory of buckets can be given back and asked for again (ZeRO 2 and 3); tensors handed out are views that stay valid
+// objects all the time and may be read or written only while their bucket is there.
+// Not thread-safe. Views live as long as the store.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -15,33 +19,48 @@
 #include "parallel/zero/bucket_plan.h"
 #include "trainer/checkpoint/tensor_source.h"
 #include "trainer/model/model_config.h"
+#include "trainer/model/model_partition.h"
 
 namespace hearth {
 
 at::ScalarType torch_dtype(DType dtype);
 DType dtype_of(const at::Tensor& tensor);
 
-constexpr int64_t kVocabPadding = 128;  // rows; keeps every GEMM dimension a multiple of a 128-wide tile
-
 struct Parameter {
-  ParameterSpec spec;     // logical shape, HF name
-  int64_t offset = 0;     // first element in the arena
-  int64_t storage = 0;    // elements in the arena, padding rows included
-  at::Tensor weight;      // [spec.shape], view
+  ParameterSpec spec;     // of the whole model: logical shape, HF name
+  ParameterShard shard;   // the part held here
+  int64_t offset = 0;     // first element, counted over all buckets
+  int64_t storage = 0;    // elements in memory, padding rows included
+  at::Tensor weight;      // [shard.shape()], view
   at::Tensor main_grad;   // fp32, same shape, view; undefined without gradients
   at::Tensor padded_weight, padded_main_grad;  // with the padding rows (same as above where there are none)
 };
 
 enum class WithGradients { No, Yes };
+enum class BucketMemory { Resident, OnDemand };  // OnDemand: absent until restore_weights() or restore_grads()
+
+struct StoreOptions {
+  DType dtype = DType::F32;
+  at::Device device = at::kCPU;
+  WithGradients gradients = WithGradients::No;
+  int64_t data_parallel_size = 1;  // every bucket divides by it
+  int64_t bucket_elements = int64_t{1} << 40;
+  BucketMemory weights = BucketMemory::Resident;  // OnDemand: a bucket per layer; vectors stay resident
+  BucketMemory grads = BucketMemory::Resident;
+};
 
 class ParameterStore {
  public:
+  ParameterStore(const std::vector<ParameterShard>& shards, const StoreOptions& options);
+  // The whole model on one rank.
   ParameterStore(const ModelConfig& config, DType dtype, at::Device device, WithGradients gradients,
                  int64_t data_parallel_size, int64_t bucket_elements);
 
   const BucketPlan& plan() const { return plan_; }
+  const StoreOptions& options() const { return options_; }
   std::vector<Parameter>& parameters() { return parameters_; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
+  bool contains(const std::string& name) const { return by_name_.count(name) != 0; }
   int64_t index(const std::string& name) const;
   const Parameter& at(const std::string& name) const { return parameters_[static_cast<size_t>(index(name))]; }
 
@@ -49,21 +68,52 @@ class ParameterStore {
   at::Tensor fused_weight(const std::string& first, const std::string& last) const;
   at::Tensor fused_main_grad(const std::string& first, const std::string& last) const;
 
-  at::Tensor& arena() { return arena_; }            // [plan.arena_count()], parameter dtype
-  at::Tensor& grad_arena() { return grad_arena_; }  // [plan.arena_count()], fp32
+  // Flat buckets, [plan().buckets[bucket].arena.count()]: parameter dtype, and fp32.
+  const at::Tensor& weights(int64_t bucket) const { return weights_[static_cast<size_t>(bucket)]; }
+  const at::Tensor& grads(int64_t bucket) const { return grads_[static_cast<size_t>(bucket)]; }
+  // Buckets whose weights come and go: those of matrices under BucketMemory::OnDemand.
+  bool weights_on_demand(int64_t bucket) const { return on_demand_[static_cast<size_t>(bucket)]; }
+  // Memory of a bucket: contents are undefined after weights are restored, zero after gradients are.
+  void restore_weights(int64_t bucket);
+  void release_weights(int64_t bucket);
+  bool has_weights(int64_t bucket) const;
+  void restore_grads(int64_t bucket);
+  void release_grads(int64_t bucket);
+  bool has_grads(int64_t bucket) const;
+  // Buckets that a unit (ParameterShard::unit) reads.
+  const std::vector<int64_t>& buckets_of_unit(int64_t unit) const { return unit_buckets_.at(unit); }
+  bool has_unit(int64_t unit) const { return unit_buckets_.count(unit) != 0; }
+  at::Device device() const { return options_.device; }
+  at::ScalarType scalar_type() const { return torch_dtype(options_.dtype); }
 
-  // Draws every weight from the counter-based generator: a pure function of (seed, name, element).
+  // Calls `fill(parameter index, begin, end, fp32 out)` for every element held here, bucket by bucket, and stores what
+  // it gives; `done(bucket)` after each bucket, while its memory is there.
+  using Fill = std::function<void(int64_t parameter, int64_t begin, int64_t end, float* out)>;
+  void fill(const Fill& fill, const std::function<void(int64_t bucket)>& done);
+
+  // Draws every weight from the counter-based generator: a pure function of (seed, name, element of the whole tensor).
   void initialize(uint64_t seed);
-  // The fp32 value that initialize() rounds, for master weights: elements [begin, end) of parameter `index`.
+  // The fp32 value that initialize() rounds: elements [begin, end) of the part of parameter `index` held here.
   void initial_values(int64_t index, uint64_t seed, int64_t begin, int64_t end, float* out) const;
+  // Names and whole shapes must be in `source`: Error{BadInput}.
+  void require(const TensorSource& source) const;
   // Copies every parameter out of `source`, converting; names and shapes must match (Error{BadInput}).
   void load(const TensorSource& source);
+  // Elements [begin, end) of the part of parameter `index` held here, of `source`'s tensor `prefix` + name, in fp32.
+  void read(const TensorSource& source, const std::string& prefix, int64_t index, int64_t begin, int64_t end,
+            float* out) const;
 
  private:
+  void allocate();
+  at::Tensor fused(const std::vector<at::Tensor>& buckets, const std::string& first, const std::string& last) const;
+
+  StoreOptions options_;
   BucketPlan plan_;
   std::vector<Parameter> parameters_;
   std::unordered_map<std::string, int64_t> by_name_;
-  at::Tensor arena_, grad_arena_;
+  std::vector<at::Tensor> weights_, grads_;  // by bucket
+  std::vector<bool> on_demand_;              // by bucket
+  std::unordered_map<int64_t, std::vector<int64_t>> unit_buckets_;
 };
 
 }  // namespace hearth

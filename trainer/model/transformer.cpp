@@ -15,36 +15,55 @@
 namespace hearth {
 
 Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute)
-    : config_(config), parameters_(parameters) {
-  const auto table = [&](const std::string& name) {
-    const Parameter& p = parameters_.at(name);
-    return LinearWeights{p.padded_weight, {}, p.padded_main_grad, {}, {parameters_.index(name)}};
-  };
-  embedding_ = table("model.embed_tokens.weight");
-  head_ = config_.tie_word_embeddings ? embedding_ : table("lm_head.weight");
-  final_norm_ = norm_weights("model.norm.weight");
-  for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-    const std::string p = fmt::format("model.layers.{}.", layer), attn = p + "self_attn.", mlp_prefix = p + "mlp.";
-    auto block = std::make_unique<BlockWeights>();
-    block->input_norm = norm_weights(p + "input_layernorm.weight");
-    block->post_attention_norm = norm_weights(p + "post_attention_layernorm.weight");
-    if (config_.qk_norm) {
-      block->q_norm = norm_weights(attn + "q_norm.weight");
-      block->k_norm = norm_weights(attn + "k_norm.weight");
-    }
-    block->qkv = linear_weights(attn + "q_proj", attn + "v_proj", config_.attention_bias);
-    block->attention_output = linear_weights(attn + "o_proj", attn + "o_proj", config_.attention_output_bias);
-    block->gate_up = linear_weights(mlp_prefix + "gate_proj", mlp_prefix + "up_proj", false);
-    block->down = linear_weights(mlp_prefix + "down_proj", mlp_prefix + "down_proj", false);
-    block->num_heads = config_.num_attention_heads;
-    block->num_kv_heads = config_.kv_heads();
-    block->head_width = config_.head_width();
-    block->recompute = recompute;
-    block->gradient_ready = &gradient_ready_;
-    blocks_.push_back(std::move(block));
+    : Transformer(config, parameters, recompute, ModelPartition::whole(config).chunks[0], ModelContext{}) {}
+
+Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute,
+                         const ModelChunk& chunk, const ModelContext& context)
+    : config_(config), parameters_(parameters), chunk_(chunk), context_(context) {
+  if (context_.events == nullptr) context_.events = &no_events_;
+  if (chunk.embedding) embedding_ = vocab_weights("model.embed_tokens.weight");
+  if (chunk.head) {
+    head_ = vocab_weights(config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+    final_norm_ = norm_weights("model.norm.weight");
   }
+  for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer)
+    blocks_.push_back(block_weights(layer, recompute));
   anchor_ = at::zeros({}, at::TensorOptions(device()).dtype(at::kFloat)).set_requires_grad(true);
-  gradient_ready_ = [](int64_t) {};
+}
+
+std::unique_ptr<BlockWeights> Transformer::block_weights(int64_t layer, RecomputeChoice recompute) {
+  const std::string p = fmt::format("model.layers.{}.", layer), attn = p + "self_attn.", mlp_prefix = p + "mlp.";
+  const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
+  auto block = std::make_unique<BlockWeights>();
+  block->input_norm = norm_weights(p + "input_layernorm.weight");
+  block->post_attention_norm = norm_weights(p + "post_attention_layernorm.weight");
+  if (config_.qk_norm) {
+    block->q_norm = norm_weights(attn + "q_norm.weight");
+    block->k_norm = norm_weights(attn + "k_norm.weight");
+  }
+  block->qkv = linear_weights(attn + "q_proj", attn + "v_proj", config_.attention_bias);
+  block->attention_output = linear_weights(attn + "o_proj", attn + "o_proj", config_.attention_output_bias);
+  block->gate_up = linear_weights(mlp_prefix + "gate_proj", mlp_prefix + "up_proj", false);
+  block->down = linear_weights(mlp_prefix + "down_proj", mlp_prefix + "down_proj", false);
+  block->num_heads = heads.query;
+  block->num_kv_heads = heads.kv;
+  block->head_width = config_.head_width();
+  block->recompute = recompute;
+  block->unit = 1 + layer;
+  block->context = &context_;
+  return block;
+}
+
+VocabWeights Transformer::vocab_weights(const std::string& name) const {
+  const Parameter& p = parameters_.at(name);
+  VocabWeights w;
+  w.linear = LinearWeights{p.padded_weight, {}, p.padded_main_grad, {}, {parameters_.index(name)}};
+  w.first_id = p.shard.box.offset[0];
+  w.count = p.shard.box.extent[0];
+  w.vocab_size = config_.vocab_size;
+  w.unit = p.shard.unit;
+  w.context = &context_;
+  return w;
 }
 
 LinearWeights Transformer::linear_weights(const std::string& first, const std::string& last, bool has_bias) {
@@ -68,7 +87,11 @@ NormWeights Transformer::norm_weights(const std::string& name) {
 }
 
 int64_t Transformer::uses_per_micro(int64_t parameter_index) const {
-  return config_.tie_word_embeddings && parameter_index == embedding_.parameters[0] ? 2 : 1;
+  const ParameterShard& shard = parameters_.parameters()[static_cast<size_t>(parameter_index)].shard;
+  const int64_t layer = shard.unit - 1;
+  if (shard.unit == 0) return (chunk_.embedding ? 1 : 0) + (chunk_.head && config_.tie_word_embeddings ? 1 : 0);
+  if (layer == config_.num_hidden_layers) return chunk_.head ? 1 : 0;
+  return layer >= chunk_.first_layer && layer < chunk_.first_layer + chunk_.num_layers ? 1 : 0;
 }
 
 void Transformer::extend_rope_table(int64_t positions) {
@@ -87,45 +110,77 @@ void Transformer::extend_rope_table(int64_t positions) {
   rope_table_ = kernels::rope_table(kernels::rope_inverse_frequencies(frequencies), rows, device());
 }
 
-at::Tensor Transformer::hidden_states(const ModelInput& input, KvCache* cache) {
+RopeInput Transformer::rope_input(const ModelInput& input, int64_t first) {
   const auto& layout = input.layout;
-  const int64_t first = cache != nullptr ? cache->length : 0;
+  if (input.shared) {
+    extend_rope_table(input.shared->sequence);
+    return {rope_table_, input.positions_N};
+  }
   extend_rope_table(first + layout.sequence);
   const at::Tensor positions = at::arange(first, first + layout.sequence, at::TensorOptions(device()).dtype(at::kLong));
-  const RopeInput rope{rope_table_, positions.repeat({layout.batch})};
-  at::Tensor x = embedding(input.ids_N, embedding_, anchor_, &gradient_ready_);
+  return {rope_table_, positions.repeat({layout.batch})};
+}
+
+at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const {
+  if (!input.shared) return attention(qkv, w.num_heads, w.num_kv_heads, input.layout);
+  return context_attention(qkv, w.num_heads, w.num_kv_heads, *input.shared, context_.sequence.method,
+                           *context_.sequence.comm);
+}
+
+at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input, KvCache* cache) {
+  const RopeInput rope = rope_input(input, cache != nullptr ? cache->length : 0);
+  at::Tensor x = chunk_.embedding ? embedding(input.ids_N, embedding_, anchor_) : x_nD;
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const BlockWeights& w = *blocks_[layer];
     const at::Tensor qkv = attention_input(x, w, rope);
-    const at::Tensor context =
-        cache != nullptr
-            ? attention_cached(qkv, w.num_heads, w.num_kv_heads, layout, *cache, static_cast<int64_t>(layer))
-            : attention(qkv, w.num_heads, w.num_kv_heads, layout);
-    x = mlp(attention_output(context, x, w), w);
+    const at::Tensor attended = cache != nullptr
+                                    ? attention_cached(qkv, w.num_heads, w.num_kv_heads, input.layout, *cache,
+                                                       static_cast<int64_t>(layer))
+                                    : attend(qkv, w, input);
+    x = mlp(attention_output(attended, x, w), w);
   }
-  if (cache != nullptr) cache->length += layout.sequence;
-  return rms_norm(x, final_norm_, &gradient_ready_);
+  if (cache != nullptr) cache->length += input.layout.sequence;
+  return chunk_.head ? rms_norm(x, final_norm_, context_) : x;
 }
 
-at::Tensor Transformer::logits(const at::Tensor& hidden_ND) {
-  return kernels::linear_forward_op(hidden_ND, head_.weight, {}).narrow(1, 0, config_.vocab_size);
+// Logits of this rank's part of the vocabulary, padding included.
+at::Tensor Transformer::head_rows(const at::Tensor& hidden_ND) {
+  return kernels::linear_forward_op(hidden_ND, head_.linear.weight, {});
 }
 
-at::Tensor Transformer::token_logprobs(const ModelInput& input, const at::Tensor& targets_N) {
-  const at::Tensor hidden = hidden_states(input);
-  const int64_t chunk = rows_per_logits_chunk(hidden.size(0), head_.weight.size(0), hidden.element_size());
+at::Tensor Transformer::logits(const at::Tensor& hidden_nD) {
+  context_.events->before_use(head_.unit, UsePhase::Forward);
+  const at::Tensor mine = head_rows(context_.rows.gather(hidden_nD, "tp.head.x").wait());
+  context_.events->after_use(head_.unit, UsePhase::Forward);
+  if (context_.rows.size() == 1) return mine.narrow(1, 0, config_.vocab_size);
+  const at::Tensor all = context_.rows.gather_all(mine, "tp.head.logits");  // [size, N, V / size]
+  return all.transpose(0, 1).reshape({mine.size(0), -1}).narrow(1, 0, config_.vocab_size);
+}
+
+at::Tensor Transformer::logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N) {
+  context_.events->before_use(head_.unit, UsePhase::Forward);
+  const at::Tensor hidden = context_.rows.gather(hidden_nD, "tp.head.x").wait();
+  const int64_t chunk = rows_per_logits_chunk(hidden.size(0), head_.linear.weight.size(0), hidden.element_size());
   at::Tensor out = at::zeros({hidden.size(0)}, hidden.options().dtype(at::kFloat));
   for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
     const int64_t count = std::min(chunk, hidden.size(0) - begin);
-    const at::Tensor rows = kernels::linear_forward_op(hidden.narrow(0, begin, count), head_.weight, {});
-    out.narrow(0, begin, count)
-        .copy_(kernels::token_logprobs_op(rows, targets_N.narrow(0, begin, count), config_.vocab_size));
+    const at::Tensor rows = head_rows(hidden.narrow(0, begin, count)), targets = targets_N.narrow(0, begin, count);
+    at::Tensor result = out.narrow(0, begin, count);
+    if (context_.rows.size() == 1) {
+      result.copy_(kernels::token_logprobs_op(rows, targets, head_.count));
+    } else {
+      const at::Tensor statistics = kernels::vocab_parallel_statistics_op(rows, targets, head_.first_id, head_.count);
+      const auto loss =
+          kernels::vocab_parallel_loss_op(context_.rows.gather_all(statistics, "tp.logprobs"), targets, head_.vocab_size);
+      result.copy_(loss.loss_N).neg_();
+    }
   }
+  context_.events->after_use(head_.unit, UsePhase::Forward);
   return out;
 }
 
-LossResult Transformer::loss(const ModelInput& input, const at::Tensor& targets_N, double scale) {
-  return linear_cross_entropy(hidden_states(input), targets_N, head_, config_.vocab_size, scale, &gradient_ready_);
+LossResult Transformer::head_loss(const at::Tensor& hidden_nD, const at::Tensor& targets_N, double scale) {
+  return linear_cross_entropy(hidden_nD, targets_N, head_, scale);
 }
 
 }  // namespace hearth

@@ -1,9 +1,11 @@
-// The decoder-only transformer: embedding, blocks, final norm, head, over the parameters of a ParameterStore.
+// The decoder-only transformer, whole or one pipeline chunk of it, on one rank of a tensor-parallel group: embedding,
+// blocks, final norm, head, over the parameters of a ParameterStore.
 // Letters as in block_functions.h; B batch, S sequence, N = B x S rows, batch-major.
 // The graph of a forward pass refers to this object: keep it until backward is done. Not thread-safe.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "trainer/model/attention.h"
@@ -12,46 +14,73 @@
 
 namespace hearth {
 
-// One batch as the model sees it.
+// One batch as the model sees it. Under context parallelism: this rank's positions of every sequence.
 struct ModelInput {
-  at::Tensor ids_N;        // int64, on the model's device
-  AttentionLayout layout;  // who attends to whom
+  at::Tensor ids_N;                     // int64, on the model's device
+  AttentionLayout layout;               // who attends to whom; only batch and sequence where `shared` is set
+  std::optional<ContextLayout> shared;  // of sequences that several ranks share
+  at::Tensor positions_N;               // int64, on the model's device, where `shared` is set
+  int64_t rows() const { return ids_N.size(0); }
 };
 
 class Transformer {
  public:
-  // Borrows `parameters`, which must outlive the model.
+  // The whole model on one rank. Borrows `parameters`, which must outlive the model.
   Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute);
+  // `chunk` of the model on a rank of a tensor-parallel group. Borrows what `context` names too.
+  Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute, const ModelChunk& chunk,
+              const ModelContext& context);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // Called when a parameter's gradient of a micro-batch is complete; see uses_per_micro(). Empty to stop.
-  void set_gradient_ready(GradientReady ready) { gradient_ready_ = std::move(ready); }
-  // How often gradient_ready is called for a parameter in one micro-batch (2 for a tied embedding).
+  // How often a parameter's gradient is reported in one micro-batch by this chunk (2 for a tied embedding with both
+  // its uses here, 0 for a parameter of another chunk).
   int64_t uses_per_micro(int64_t parameter_index) const;
+  // Weight gradients go to `queue` from now on; null: they are computed at once.
+  void defer_weight_gradients(WeightGradQueue* queue) { context_.deferred = queue; }
+  // Rows that this rank holds between linears: the first dimension of what chunks pass on.
+  int64_t local_rows(int64_t rows) const { return context_.rows.local_rows(rows); }
 
-  // [N, D] after the final norm.
-  at::Tensor hidden_states(const ModelInput& input, KvCache* cache = nullptr);
+  // One chunk: [n, D] in (undefined for a chunk with the embedding) -> [n, D] out, after the final norm for a chunk with
+  // the head.
+  at::Tensor forward(const at::Tensor& x_nD, const ModelInput& input, KvCache* cache = nullptr);
+  // [n, D] after the final norm, for the whole model in one chunk.
+  at::Tensor hidden_states(const ModelInput& input, KvCache* cache = nullptr) { return forward({}, input, cache); }
   // [rows, vocab_size] in the model's dtype, for inference.
-  at::Tensor logits(const at::Tensor& hidden_ND);
+  at::Tensor logits(const at::Tensor& hidden_nD);
   // fp32 [N]: log p(target) per row, 0 where the target is -100. Inference only; logits exist a chunk of rows at a time.
-  at::Tensor token_logprobs(const ModelInput& input, const at::Tensor& targets_N);
+  at::Tensor token_logprobs(const ModelInput& input, const at::Tensor& targets_N) {
+    return logprobs(hidden_states(input), targets_N);
+  }
+  at::Tensor logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N);
   // Loss of a micro-batch: see linear_cross_entropy.
-  LossResult loss(const ModelInput& input, const at::Tensor& targets_N, double scale);
+  LossResult loss(const ModelInput& input, const at::Tensor& targets_N, double scale) {
+    return head_loss(hidden_states(input), targets_N, scale);
+  }
+  LossResult head_loss(const at::Tensor& hidden_nD, const at::Tensor& targets_N, double scale);
 
   const ModelConfig& config() const { return config_; }
-  at::Device device() const { return parameters_.at("model.embed_tokens.weight").weight.device(); }
-  at::ScalarType scalar_type() const { return parameters_.at("model.embed_tokens.weight").weight.scalar_type(); }
+  const ModelChunk& chunk() const { return chunk_; }
+  const ModelContext& context() const { return context_; }
+  at::Device device() const { return parameters_.device(); }
+  at::ScalarType scalar_type() const { return parameters_.scalar_type(); }
 
  private:
   LinearWeights linear_weights(const std::string& first, const std::string& last, bool has_bias);
   NormWeights norm_weights(const std::string& name);
+  VocabWeights vocab_weights(const std::string& name) const;
+  std::unique_ptr<BlockWeights> block_weights(int64_t layer, RecomputeChoice recompute);
+  at::Tensor head_rows(const at::Tensor& hidden_ND);
   void extend_rope_table(int64_t positions);
+  RopeInput rope_input(const ModelInput& input, int64_t first);
+  at::Tensor attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const;
 
   ModelConfig config_;
   ParameterStore& parameters_;
-  GradientReady gradient_ready_;
-  LinearWeights embedding_, head_;
+  ModelChunk chunk_;
+  ParameterEvents no_events_;
+  ModelContext context_;
+  VocabWeights embedding_, head_;
   NormWeights final_norm_;
   std::vector<std::unique_ptr<BlockWeights>> blocks_;
   kernels::RopeTable rope_table_;  // grown on demand

@@ -16,110 +16,224 @@ namespace hearth {
 namespace {
 constexpr std::string_view kMaster = "optimizer.main_params.", kExpAvg = "optimizer.exp_avg.",
                            kExpAvgSq = "optimizer.exp_avg_sq.";
+// Reduced gradient buckets that may wait for their sum while backward goes on: two hide one transfer behind the
+// computation of the next bucket, and bound the memory of stages 2 and 3.
+constexpr size_t kReductionsInFlight = 2;
 
-// The elements of `parameter` that lie in `range`, relative to the parameter's start.
-ElementRange part_in(ElementRange parameter, ElementRange range) {
-  return {std::max(parameter.begin, range.begin) - parameter.begin, std::min(parameter.end, range.end) - parameter.begin};
+ElementRange intersection(ElementRange a, ElementRange b) {
+  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
+ElementRange relative(ElementRange range, int64_t to) { return {range.begin - to, range.end - to}; }
+
+at::Tensor part(const at::Tensor& flat, ElementRange range) { return flat.narrow(0, range.begin, range.count()); }
 }  // namespace
 
+BucketMemory DistributedOptimizer::weight_memory(int64_t zero_stage) {
+  return zero_stage >= 3 ? BucketMemory::OnDemand : BucketMemory::Resident;
+}
+BucketMemory DistributedOptimizer::grad_memory(int64_t zero_stage) {
+  return zero_stage >= 2 ? BucketMemory::OnDemand : BucketMemory::Resident;
+}
+
 DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters,
-                                           Comm& data_parallel, int64_t zero_stage)
+                                           const OptimizerComms& comms, int64_t zero_stage)
     : config_(config),
       parameters_(parameters),
-      comm_(data_parallel),
+      comms_(comms),
+      comm_(comms.data_parallel),
       zero_stage_(zero_stage),
-      separate_masters_(parameters.arena().scalar_type() != at::kFloat) {
-  HEARTH_REQUIRE(zero_stage == 0 || zero_stage == 1, "zero_stage {} is not available", zero_stage);
+      separate_masters_(parameters.scalar_type() != at::kFloat) {
+  HEARTH_REQUIRE(zero_stage >= 0 && zero_stage <= 3, "zero_stage {} is not 0, 1, 2 or 3", zero_stage);
   const BucketPlan& plan = parameters.plan();
   HEARTH_REQUIRE(plan.dp_size == comm_.size(), "parameters are cut for {} data-parallel ranks, there are {}",
                  plan.dp_size, comm_.size());
-  const auto options = parameters.arena().options().dtype(at::kFloat);
-  for (size_t i = 0; i < plan.buckets.size(); ++i) {
-    BucketState bucket;
-    bucket.whole = plan.buckets[i].arena;
-    bucket.owned = zero_stage == 1 ? plan.shard(static_cast<int64_t>(i), comm_.rank()) : bucket.whole;
-    const at::Tensor weights = parameters.arena().narrow(0, bucket.owned.begin, bucket.owned.count());
-    bucket.master = separate_masters_ ? weights.to(at::kFloat) : weights;
+  HEARTH_REQUIRE(parameters.options().weights == weight_memory(zero_stage) &&
+                     parameters.options().grads == grad_memory(zero_stage),
+                 "the parameter store was not made for zero_stage {}", zero_stage);
+  const auto options = at::TensorOptions(parameters.device()).dtype(at::kFloat);
+  buckets_.resize(plan.buckets.size());
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    BucketState& bucket = buckets_[i];
+    const ElementRange arena = plan.buckets[i].arena;
+    bucket.index = static_cast<int64_t>(i);
+    bucket.share = relative(plan.shard(bucket.index, comm_.rank()), arena.begin);
+    bucket.owned = zero_stage >= 1 ? bucket.share : ElementRange{0, arena.count()};
+    if (parameters.weights_on_demand(bucket.index))
+      bucket.weight_shard = at::zeros({bucket.owned.count()}, options.dtype(parameters.scalar_type()));
+    bucket.master = separate_masters_ ? owned_weights(bucket).to(at::kFloat) : owned_weights(bucket);
     bucket.exp_avg = at::zeros({bucket.owned.count()}, options);
     bucket.exp_avg_sq = at::zeros({bucket.owned.count()}, options);
-    bucket.no_decay_ranges = no_decay_ranges(bucket.owned);
-    buckets_.push_back(std::move(bucket));
+    if (shards_gradients()) bucket.grad_shard = at::zeros({bucket.owned.count()}, options);
+    plan_ranges(bucket);
   }
 }
 
-// Norm weights and biases: the 1-D parameters. Neighbours merge.
-at::Tensor DistributedOptimizer::no_decay_ranges(ElementRange owned) const {
-  const BucketPlan& plan = parameters_.plan();
-  std::vector<ElementRange> ranges;
-  for (size_t i = 0; i < parameters_.parameters().size(); ++i) {
-    if (parameters_.parameters()[i].spec.shape.size() > 1) continue;
-    const ElementRange part = part_in(plan.parameter(static_cast<int64_t>(i)), owned);
-    if (part.empty()) continue;
-    const int64_t begin = plan.parameter(static_cast<int64_t>(i)).begin + part.begin - owned.begin;
-    ranges.push_back({begin, begin + part.count()});
-  }
-  std::sort(ranges.begin(), ranges.end(), [](auto a, auto b) { return a.begin < b.begin; });
-  std::vector<int64_t> flat;
-  for (const auto range : ranges) flat.insert(flat.end(), {range.begin, range.end});
-  return at::tensor(flat, at::kLong).view({-1, 2}).to(parameters_.arena().device());
+ElementRange DistributedOptimizer::in_bucket(int64_t parameter) const {
+  const ParameterPlace& place = parameters_.plan().places[static_cast<size_t>(parameter)];
+  return {place.offset, place.offset + place.count};
 }
 
-void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses) {
-  parameters_.grad_arena().zero_();
-  left_ = uses;
-  last_micro_batch_ = false;
-  for (auto& bucket : buckets_) bucket.pending = 0;
+Comm* DistributedOptimizer::comm_of(GradientSum sum) const {
+  switch (sum) {
+    case GradientSum::TensorParallel: return comms_.tensor_parallel;
+    case GradientSum::KvReplicas: return comms_.kv_replicas;
+    case GradientSum::TiedEmbedding: return comms_.tied_embedding;
+    default: return nullptr;
+  }
+}
+
+// Within the owned part: 1-D parameters, which do not decay; ranges that another group adds up; ranges whose gradients
+// this rank counts. Neighbours merge, so that the norms of all layers are one collective.
+void DistributedOptimizer::plan_ranges(BucketState& bucket) {
+  std::vector<int64_t> no_decay;
+  for (const int64_t index : parameters_.plan().buckets[static_cast<size_t>(bucket.index)].parameters) {
+    const Parameter& p = parameters_.parameters()[static_cast<size_t>(index)];
+    const ElementRange mine = relative(intersection(in_bucket(index), bucket.owned), bucket.owned.begin);
+    if (mine.empty()) continue;
+    if (p.spec.shape.size() < 2) {
+      if (!no_decay.empty() && no_decay.back() == mine.begin) {
+        no_decay.back() = mine.end;
+      } else {
+        no_decay.insert(no_decay.end(), {mine.begin, mine.end});
+      }
+    }
+    if (Comm* comm = comm_of(p.shard.sum); comm != nullptr && comm->size() > 1) {
+      const auto number = static_cast<size_t>(bucket.index);
+      // Groups start at aligned offsets; the zeros between two of them may be added too.
+      const bool joins = !summations_.empty() && summations_.back().bucket == number &&
+                         summations_.back().comm == comm && mine.begin - summations_.back().range.end < kBucketAlignment;
+      if (joins) {
+        summations_.back().range.end = mine.end;
+      } else {
+        summations_.push_back({comm, number, mine});
+      }
+    }
+    const ElementRange counts =
+        relative(intersection(in_bucket(index), bucket.share), bucket.owned.begin);
+    if (!p.shard.counts || counts.empty()) continue;
+    if (!bucket.counted.empty() && counts.begin - bucket.counted.back().end < kBucketAlignment) {
+      bucket.counted.back().end = counts.end;
+    } else {
+      bucket.counted.push_back(counts);
+    }
+  }
+  bucket.no_decay_ranges = at::tensor(no_decay, at::kLong).view({-1, 2}).to(parameters_.device());
+}
+
+at::Tensor DistributedOptimizer::owned_grads(const BucketState& bucket) const {
+  return shards_gradients() ? bucket.grad_shard : part(parameters_.grads(bucket.index), bucket.owned);
+}
+at::Tensor DistributedOptimizer::owned_weights(const BucketState& bucket) const {
+  return bucket.weight_shard.defined() ? bucket.weight_shard : part(parameters_.weights(bucket.index), bucket.owned);
+}
+
+void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses, int64_t micro_batches) {
+  for (auto& bucket : buckets_) {
+    (shards_gradients() ? bucket.grad_shard : parameters_.grads(bucket.index)).zero_();
+    bucket.per_cycle = 0;
+  }
   for (size_t i = 0; i < uses.size(); ++i)
-    buckets_[static_cast<size_t>(parameters_.plan().places[i].bucket)].pending += uses[i];
-}
-
-void DistributedOptimizer::gradient_ready(int64_t parameter_index) {
-  if (!last_micro_batch_) return;
-  HEARTH_ASSERT(--left_[static_cast<size_t>(parameter_index)] >= 0);
-  const auto index = static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(parameter_index)].bucket);
-  if (--buckets_[index].pending == 0) reduce(buckets_[index], index);
-}
-
-void DistributedOptimizer::reduce(BucketState& bucket, size_t index) {
-  float* grads = parameters_.grad_arena().data_ptr<float>() + bucket.whole.begin;
-  const std::string site = fmt::format("grad.bucket{}", index);
-  if (zero_stage_ == 0) {
-    bucket.reduction = comm_.all_reduce(grads, bucket.whole.count(), DType::F32, ReduceOp::Sum, site);
-  } else {
-    const int64_t share = bucket.owned.count();
-    bucket.reduction = comm_.reduce_scatter(grads, grads + comm_.rank() * share, share, DType::F32, site);
+    buckets_[static_cast<size_t>(parameters_.plan().places[i].bucket)].per_cycle += uses[i];
+  for (auto& bucket : buckets_) {
+    if (!shards_gradients()) bucket.per_cycle *= micro_batches;
+    bucket.pending = bucket.per_cycle;
   }
+}
+
+void DistributedOptimizer::before_gradient(const std::vector<int64_t>& parameters) {
+  if (!shards_gradients()) return;
+  for (const int64_t index : parameters) {
+    BucketState& bucket = buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
+    if (bucket.reduction != nullptr) {
+      retire(bucket);
+      in_flight_.erase(std::find(in_flight_.begin(), in_flight_.end(), static_cast<size_t>(bucket.index)));
+    }
+    parameters_.restore_grads(bucket.index);
+  }
+}
+
+void DistributedOptimizer::gradient_ready(const std::vector<int64_t>& parameters) {
+  for (const int64_t index : parameters) {
+    BucketState& bucket = buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
+    if (bucket.per_cycle == 0) continue;  // nobody asked: gradients outside a step
+    HEARTH_ASSERT(bucket.pending > 0);
+    if (--bucket.pending == 0) reduce(bucket);
+  }
+}
+
+void DistributedOptimizer::reduce(BucketState& bucket) {
+  const std::string site = fmt::format("grad.bucket{}", bucket.index);
+  if (!shards_gradients()) {
+    float* grads = parameters_.grads(bucket.index).data_ptr<float>();
+    const int64_t share = bucket.share.count();
+    bucket.reduction = zero_stage_ == 0
+                           ? comm_.all_reduce(grads, parameters_.grads(bucket.index).numel(), DType::F32,
+                                              ReduceOp::Sum, site)
+                           : comm_.reduce_scatter(grads, grads + comm_.rank() * share, share, DType::F32, site);
+    return;
+  }
+  bucket.pending = bucket.per_cycle;
+  // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the same.
+  if (!parameters_.has_grads(bucket.index)) return;
+  bucket.incoming = at::empty({bucket.share.count()}, bucket.grad_shard.options());
+  bucket.reduction = comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
+                                          bucket.incoming.data_ptr<float>(), bucket.share.count(), DType::F32, site);
+  in_flight_.push_back(static_cast<size_t>(bucket.index));
+  if (in_flight_.size() > kReductionsInFlight) {
+    retire(buckets_[in_flight_.front()]);
+    in_flight_.pop_front();
+  }
+}
+
+// Stage 2, 3: the sum has arrived; the whole bucket is not needed any more.
+void DistributedOptimizer::retire(BucketState& bucket) {
+  bucket.reduction->wait();
+  bucket.reduction.reset();
+  bucket.grad_shard.add_(bucket.incoming);
+  bucket.incoming.reset();
+  parameters_.release_grads(bucket.index);
 }
 
 void DistributedOptimizer::finish_gradients() {
+  for (const size_t index : in_flight_) retire(buckets_[index]);
+  in_flight_.clear();
   for (auto& bucket : buckets_) {
+    bucket.per_cycle = 0;
+    if (shards_gradients()) {
+      HEARTH_ASSERT(!parameters_.has_grads(bucket.index));
+      continue;
+    }
     HEARTH_ASSERT(bucket.pending == 0 && bucket.reduction != nullptr);
     bucket.reduction->wait();
     bucket.reduction.reset();
   }
+  std::vector<WorkPtr> sums;
+  for (const Summation& s : summations_) {
+    const at::Tensor grads = part(owned_grads(buckets_[s.bucket]), s.range);
+    sums.push_back(s.comm->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32, ReduceOp::Sum,
+                                      fmt::format("grad.sum.bucket{}", s.bucket)));
+  }
+  for (auto& sum : sums) sum->wait();
 }
 
 at::Tensor DistributedOptimizer::local_sum_of_squares() const {
-  std::vector<at::Tensor> sums;
-  for (size_t i = 0; i < buckets_.size(); ++i) {
-    // The rank's share in every stage: in stage 0 all ranks hold all sums, and each must count once.
-    const ElementRange share = parameters_.plan().shard(static_cast<int64_t>(i), comm_.rank());
-    sums.push_back(kernels::sum_of_squares_op(parameters_.grad_arena().narrow(0, share.begin, share.count())));
-  }
+  std::vector<at::Tensor> sums{at::zeros({1}, at::TensorOptions(parameters_.device()).dtype(at::kDouble))};
+  for (const auto& bucket : buckets_)
+    for (const ElementRange range : bucket.counted)
+      sums.push_back(kernels::sum_of_squares_op(part(owned_grads(bucket), range)).view({1}));
   return at::stack(sums).sum(0);
 }
 
 void DistributedOptimizer::step(double lr, double grad_scale) {
   ++num_updates_;
+  if (zero_stage_ == 3) finish_parameters();  // what was fetched ahead and not used is of before the update
   for (auto& bucket : buckets_) {
     kernels::AdamWStep update;
     update.master = bucket.master;
-    update.grad = parameters_.grad_arena().narrow(0, bucket.owned.begin, bucket.owned.count());
+    update.grad = owned_grads(bucket);
     update.exp_avg = bucket.exp_avg;
     update.exp_avg_sq = bucket.exp_avg_sq;
-    if (separate_masters_)
-      update.model_param = parameters_.arena().narrow(0, bucket.owned.begin, bucket.owned.count());
+    if (separate_masters_) update.model_param = owned_weights(bucket);
     update.no_decay_ranges_R2 = bucket.no_decay_ranges;
     update.lr = lr;
     update.beta1 = config_.adam_beta1;
@@ -130,82 +244,120 @@ void DistributedOptimizer::step(double lr, double grad_scale) {
     update.grad_scale = grad_scale;
     kernels::adamw_step_op(update);
   }
-  gather_parameters();
+  if (zero_stage_ == 0) return;
+  // Forward order, so that the first layers are whole first; stage 3 gathers at use.
+  for (auto bucket = buckets_.rbegin(); bucket != buckets_.rend(); ++bucket)
+    if (!parameters_.weights_on_demand(bucket->index)) gather(*bucket);
 }
 
-void DistributedOptimizer::gather_parameters() {
-  if (zero_stage_ == 0) return;
-  auto* arena = static_cast<char*>(parameters_.arena().data_ptr());
-  const DType dtype = dtype_of(parameters_.arena());
-  std::vector<WorkPtr> gathers;
-  for (size_t i = 0; i < buckets_.size(); ++i) {
-    const BucketState& bucket = buckets_[i];
-    gathers.push_back(comm_.all_gather(arena + bucket.owned.begin * size_bytes(dtype),
-                                       arena + bucket.whole.begin * size_bytes(dtype), bucket.owned.count(), dtype,
-                                       fmt::format("param.bucket{}", i)));
+void DistributedOptimizer::gather(BucketState& bucket) {
+  if (bucket.gather != nullptr) return;
+  parameters_.restore_weights(bucket.index);
+  const at::Tensor& whole = parameters_.weights(bucket.index);
+  bucket.gather = comm_.all_gather(owned_weights(bucket).data_ptr(), whole.data_ptr(), bucket.share.count(),
+                                   dtype_of(whole), fmt::format("param.bucket{}", bucket.index));
+}
+
+void DistributedOptimizer::finish_parameters() {
+  for (auto& bucket : buckets_) {
+    if (bucket.gather != nullptr) bucket.gather->wait();
+    bucket.gather.reset();
+    parameters_.release_weights(bucket.index);
   }
-  for (auto& gather : gathers) gather->wait();
+}
+
+// The unit that is used after `unit`, where this rank has it: its gather can start now.
+void DistributedOptimizer::prefetch(int64_t unit, UsePhase phase) {
+  const int64_t next = phase == UsePhase::Forward ? unit + 1 : unit - 1;
+  // The table's gradient needs no table, so backward does not fetch unit 0 ahead.
+  if (!parameters_.has_unit(next) || (phase == UsePhase::Backward && next == 0)) return;
+  for (const int64_t index : parameters_.buckets_of_unit(next)) {
+    BucketState& bucket = buckets_[static_cast<size_t>(index)];
+    if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index)) gather(bucket);
+  }
+}
+
+void DistributedOptimizer::before_use(int64_t unit, UsePhase phase) {
+  for (const int64_t index : parameters_.buckets_of_unit(unit)) {
+    BucketState& bucket = buckets_[static_cast<size_t>(index)];
+    if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index)) gather(bucket);
+    if (bucket.gather == nullptr) continue;
+    bucket.gather->wait();
+    bucket.gather.reset();
+  }
+  if (zero_stage_ == 3) prefetch(unit, phase);
+}
+
+void DistributedOptimizer::after_use(int64_t unit, UsePhase) {
+  for (const int64_t index : parameters_.buckets_of_unit(unit)) parameters_.release_weights(index);
 }
 
 void DistributedOptimizer::for_each_part(
-    const std::function<ElementRange(const BucketState&, int64_t)>& range_of,
+    ElementRange BucketState::*range,
     const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const {
-  const BucketPlan& plan = parameters_.plan();
   for (size_t i = 0; i < parameters_.parameters().size(); ++i) {
-    const BucketState& bucket = buckets_[static_cast<size_t>(plan.places[i].bucket)];
-    ElementRange part = part_in(plan.parameter(static_cast<int64_t>(i)), range_of(bucket, plan.places[i].bucket));
-    part.end = std::min(part.end, parameters_.parameters()[i].spec.numel());  // padding rows stay in the arena
-    if (part.begin < part.end)
-      visit(static_cast<int64_t>(i), part, bucket, plan.parameter(static_cast<int64_t>(i)).begin + part.begin - bucket.owned.begin);
+    const auto index = static_cast<int64_t>(i);
+    const BucketState& bucket = buckets_[static_cast<size_t>(parameters_.plan().places[i].bucket)];
+    ElementRange whole = in_bucket(index);
+    whole.end = whole.begin + parameters_.parameters()[i].shard.numel();  // padding rows stay in memory
+    const ElementRange mine = intersection(whole, bucket.*range);
+    if (!mine.empty()) visit(index, relative(mine, whole.begin), bucket, mine.begin - bucket.owned.begin);
   }
 }
 
-std::vector<StateSlice> DistributedOptimizer::state_slices() const {
+std::vector<StateSlice> DistributedOptimizer::state_slices() {
+  finish_parameters();
   std::vector<StateSlice> slices;
-  const auto add = [&](std::string_view prefix, const Parameter& p, ElementRange part, const at::Tensor& values) {
-    slices.push_back({std::string(prefix) + p.spec.name, p.spec.shape, part.begin, part.end, values});
-  };
-  const auto rank_share = [&](const BucketState&, int64_t index) { return parameters_.plan().shard(index, comm_.rank()); };
-  for_each_part(rank_share, [&](int64_t i, ElementRange part, const BucketState& bucket, int64_t at) {
+  for_each_part(&BucketState::share, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
     const Parameter& p = parameters_.parameters()[static_cast<size_t>(i)];
-    add("", p, part, parameters_.arena().narrow(0, p.offset + part.begin, part.count()));
-    if (separate_masters_) add(kMaster, p, part, bucket.master.narrow(0, at, part.count()));
-    add(kExpAvg, p, part, bucket.exp_avg.narrow(0, at, part.count()));
-    add(kExpAvgSq, p, part, bucket.exp_avg_sq.narrow(0, at, part.count()));
+    if (!p.shard.counts) return;
+    const auto add = [&](std::string_view prefix, const at::Tensor& owned) {
+      slices.push_back({std::string(prefix) + p.spec.name, p.spec.shape, p.shard.box, in_box.begin, in_box.end,
+                        owned.narrow(0, at, in_box.count())});
+    };
+    add("", owned_weights(bucket));
+    if (separate_masters_) add(kMaster, bucket.master);
+    add(kExpAvg, bucket.exp_avg);
+    add(kExpAvgSq, bucket.exp_avg_sq);
   });
   return slices;
 }
 
 void DistributedOptimizer::load_into(const std::string& prefix, const TensorSource& source,
                                      at::Tensor BucketState::*buffer) {
-  const auto owned = [](const BucketState& bucket, int64_t) { return bucket.owned; };
-  for_each_part(owned, [&](int64_t i, ElementRange part, const BucketState& bucket, int64_t at) {
-    const std::string name = prefix + parameters_.parameters()[static_cast<size_t>(i)].spec.name;
-    at::Tensor host = at::empty({part.count()}, at::kFloat);
-    source.read_elements(name, part.begin, part.end, DType::F32, host.data_ptr<float>());
-    at::Tensor target = (bucket.*buffer).narrow(0, at, part.count());
+  for_each_part(&BucketState::owned, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+    at::Tensor host = at::empty({in_box.count()}, at::kFloat);
+    parameters_.read(source, prefix, i, in_box.begin, in_box.end, host.data_ptr<float>());
+    at::Tensor target = (bucket.*buffer).narrow(0, at, in_box.count());
+    target.copy_(host);
+  });
+}
+
+void DistributedOptimizer::load_masters(const ParameterStore::Fill& values) {
+  parameters_.fill(values, [&](int64_t index) {
+    BucketState& bucket = buckets_[static_cast<size_t>(index)];
+    if (bucket.weight_shard.defined()) bucket.weight_shard.copy_(part(parameters_.weights(index), bucket.owned));
+  });
+  if (!separate_masters_) return;  // the parameters themselves are the masters
+  for_each_part(&BucketState::owned, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+    at::Tensor host = at::empty({in_box.count()}, at::kFloat);
+    values(i, in_box.begin, in_box.end, host.data_ptr<float>());
+    at::Tensor target = bucket.master.narrow(0, at, in_box.count());
     target.copy_(host);
   });
 }
 
 void DistributedOptimizer::load(const TensorSource& source) {
-  parameters_.load(source);
+  parameters_.require(source);
   // A checkpoint written in fp32 has no separate masters: its parameters are the masters.
   const std::string first = std::string(kMaster) + parameters_.parameters()[0].spec.name;
-  if (separate_masters_) load_into(source.contains(first) ? std::string(kMaster) : "", source, &BucketState::master);
+  const std::string masters = source.contains(first) ? std::string(kMaster) : "";
+  load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
+    parameters_.read(source, "", i, begin, end, out);
+  });
+  if (separate_masters_) load_into(masters, source, &BucketState::master);
   load_into(std::string(kExpAvg), source, &BucketState::exp_avg);
   load_into(std::string(kExpAvgSq), source, &BucketState::exp_avg_sq);
-}
-
-void DistributedOptimizer::load_masters(const std::function<void(int64_t, int64_t, int64_t, float*)>& values) {
-  if (!separate_masters_) return;  // the parameters themselves are the masters
-  const auto owned = [](const BucketState& bucket, int64_t) { return bucket.owned; };
-  for_each_part(owned, [&](int64_t i, ElementRange part, const BucketState& bucket, int64_t at) {
-    at::Tensor host = at::empty({part.count()}, at::kFloat);
-    values(i, part.begin, part.end, host.data_ptr<float>());
-    at::Tensor target = bucket.master.narrow(0, at, part.count());
-    target.copy_(host);
-  });
 }
 
 bool DistributedOptimizer::masters_are_finite() const {

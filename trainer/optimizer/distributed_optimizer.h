@@ -1,90 +1,130 @@
-// AdamW over the flat arenas of a ParameterStore, data-parallel: zero_stage 0 (every rank updates everything after an
-// all-reduce) or 1 (each rank updates its shard of every bucket: reduce-scatter, update, all-gather; Rajbhandari et al.
-// 2020). One code path for one rank and many. Names follow Megatron-LM's distributed optimizer.
+// AdamW over the flat buckets of a ParameterStore, data-parallel, with the stages of ZeRO (Rajbhandari et al. 2020):
+//   0  every rank updates everything after an all-reduce
+//   1  each rank updates its shard of every bucket: reduce-scatter once a step, update, all-gather
+//   2  gradients too: reduce-scatter per micro-batch into an fp32 shard; whole gradient buckets live only in between
+//   3  parameters too: whole weight buckets are gathered around each use, one unit ahead; vectors (norms, biases) stay
+// One code path for one rank and many. Names follow Megatron-LM's distributed optimizer.
 //
-// A step:  begin_step() .. backward of each micro-batch, gradient_ready() per parameter .. finish_gradients()
-//          .. step_totals() .. step() or skip_step().
-// Not thread-safe. Borrows the store and the communicator.
+// A step:  begin_step() .. forward and backward of all micro-batches, which report to the ParameterEvents side
+//          .. finish_gradients() .. local_sum_of_squares() .. step() or nothing.
+// The all-gather of stages 1 and 2 runs on while the next forward begins: before_use() waits for what it needs.
+// Not thread-safe. Borrows the store and the communicators.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "parallel/comm.h"
+#include "trainer/model/parameter_events.h"
 #include "trainer/model/parameter_store.h"
 #include "trainer/optimizer/optimizer_config.h"
 
 namespace hearth {
 
-// A run of elements of one named tensor of the training state, as this rank holds it.
+// Elements [begin, end) of `box` of one named tensor of the training state, as this rank holds them.
 struct StateSlice {
   std::string name;            // "model.norm.weight", "optimizer.exp_avg.model.norm.weight", ...
   std::vector<int64_t> shape;  // of the whole tensor
-  int64_t begin = 0, end = 0;  // elements of the flattened tensor
+  Box box;                     // the part that this tensor-parallel rank holds
+  int64_t begin = 0, end = 0;  // row-major within the box
   at::Tensor values;           // view [end - begin], on the model's device
 };
 
-class DistributedOptimizer {
- public:
-  // Takes the weights in the store as the start; exact fp32 masters can be set with load_masters().
-  DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, Comm& data_parallel,
-                       int64_t zero_stage);
+// Groups over which gradients are added. Null: that group is this rank alone.
+struct OptimizerComms {
+  Comm& data_parallel;               // data and context parallel ranks
+  Comm* tensor_parallel = nullptr;
+  Comm* kv_replicas = nullptr;
+  Comm* tied_embedding = nullptr;
+};
 
-  // Clears the gradients. `uses[i]`: how often parameter i reports in the last micro-batch of the step.
-  void begin_step(const std::vector<int64_t>& uses);
-  // From now on gradient_ready() counts: the next backward is the last of the step, so that a bucket is reduced as
-  // soon as its last gradient has landed.
-  void begin_last_micro_batch() { last_micro_batch_ = true; }
-  void gradient_ready(int64_t parameter_index);
-  // Waits for every bucket. Gradients are then sums over all ranks (of this rank's shard in stage 1).
+class DistributedOptimizer : public ParameterEvents {
+ public:
+  // Takes the weights in the store as the start where they are resident; load_masters() or load() set them otherwise.
+  DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, const OptimizerComms& comms,
+                       int64_t zero_stage);
+  // How a store must be made for a stage.
+  static BucketMemory weight_memory(int64_t zero_stage);
+  static BucketMemory grad_memory(int64_t zero_stage);
+
+  // Clears the gradients. `uses[i]`: contributions to parameter i in one micro-batch.
+  void begin_step(const std::vector<int64_t>& uses, int64_t micro_batches);
+  void before_use(int64_t unit, UsePhase phase) override;
+  void after_use(int64_t unit, UsePhase phase) override;
+  void before_gradient(const std::vector<int64_t>& parameters) override;
+  void gradient_ready(const std::vector<int64_t>& parameters) override;
+  // Waits for every bucket and adds what other parallel groups hold. Gradients are then sums over all ranks (of this
+  // rank's shard from stage 1 on).
   void finish_gradients();
 
-  // fp64 [1] on the device: sum of squares of the gradients over this rank's share of every bucket; the sum over ranks
-  // is the squared norm.
+  // fp64 [1] on the device: sum of squares of the gradients that this rank counts; the sum over all ranks of the job is
+  // the squared norm.
   at::Tensor local_sum_of_squares() const;
 
-  // One AdamW update with gradients x grad_scale, then makes the new parameters visible on all ranks.
+  // One AdamW update with gradients x grad_scale, then starts to make the new parameters visible on all ranks.
   void step(double lr, double grad_scale);
+  // Waits until resident parameters are whole on this rank, and gives back buckets that were fetched ahead.
+  void finish_parameters();
   int64_t num_updates() const { return num_updates_; }
   void set_num_updates(int64_t updates) { num_updates_ = updates; }
 
-  // What a checkpoint holds, split over the data-parallel ranks in every stage: each element is written once.
-  std::vector<StateSlice> state_slices() const;
+  // What a checkpoint holds, split over the ranks in every stage: each element is written once over the job.
+  std::vector<StateSlice> state_slices();
   // Reads this rank's masters and moments, and the parameters, from a checkpoint of any layout.
   void load(const TensorSource& source);
-  // Sets this rank's fp32 masters from `values(parameter, begin, end, out)`.
-  void load_masters(const std::function<void(int64_t, int64_t, int64_t, float*)>& values);
+  // Sets parameters and this rank's fp32 masters from `values(parameter, begin, end, out)`.
+  void load_masters(const ParameterStore::Fill& values);
   // True when this rank's masters are all finite.
   bool masters_are_finite() const;
 
  private:
   struct BucketState {
-    ElementRange whole, owned;       // of the arena
+    int64_t index = 0;
+    ElementRange owned;                      // that this rank updates, within the bucket
+    ElementRange share;                      // that this rank saves and measures, within the bucket
     at::Tensor master, exp_avg, exp_avg_sq;  // fp32 [owned.count()]
-    at::Tensor no_decay_ranges;      // int64 [R, 2], relative to owned.begin
-    int64_t pending = 0;             // gradients still to come
-    WorkPtr reduction;
+    at::Tensor weight_shard;                 // stage 3: parameter dtype [owned.count()]
+    at::Tensor grad_shard;                   // stage 2, 3: fp32 [owned.count()]
+    at::Tensor no_decay_ranges;              // int64 [R, 2], relative to owned.begin
+    std::vector<ElementRange> counted;       // parts of `owned` that enter the norm here, relative to owned.begin
+    int64_t pending = 0, per_cycle = 0;      // contributions until the next reduction
+    WorkPtr reduction, gather;
+    at::Tensor incoming;                     // stage 2, 3: what the reduction under way delivers
   };
-  void reduce(BucketState& bucket, size_t index);
-  void gather_parameters();
-  at::Tensor no_decay_ranges(ElementRange owned) const;
-  // Calls visit(parameter, element range within it, bucket, offset within bucket.owned) for a range of every bucket.
-  void for_each_part(const std::function<ElementRange(const BucketState&, int64_t)>& range_of,
+  struct Summation {  // of one range over another parallel group
+    Comm* comm = nullptr;
+    size_t bucket = 0;
+    ElementRange range;  // relative to owned.begin
+  };
+  bool shards_gradients() const { return zero_stage_ >= 2; }
+  ElementRange in_bucket(int64_t parameter) const;
+  Comm* comm_of(GradientSum sum) const;
+  void plan_ranges(BucketState& bucket);
+  at::Tensor owned_grads(const BucketState& bucket) const;
+  at::Tensor owned_weights(const BucketState& bucket) const;
+  void reduce(BucketState& bucket);
+  void retire(BucketState& bucket);
+  void gather(BucketState& bucket);
+  void prefetch(int64_t unit, UsePhase phase);
+  // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every bucket.
+  void for_each_part(ElementRange BucketState::*range,
                      const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const;
   void load_into(const std::string& prefix, const TensorSource& source, at::Tensor BucketState::*buffer);
 
   OptimizerConfig config_;
   ParameterStore& parameters_;
+  OptimizerComms comms_;
   Comm& comm_;
   int64_t zero_stage_;
   bool separate_masters_;  // the model computes in another dtype than fp32
-  bool last_micro_batch_ = false;
   int64_t num_updates_ = 0;
   std::vector<BucketState> buckets_;
-  std::vector<int64_t> left_;  // per parameter: reports still to come
+  std::vector<Summation> summations_;
+  std::deque<size_t> in_flight_;  // stage 2, 3: buckets whose reduction is under way, oldest first
 };
 
 }  // namespace hearth

@@ -95,14 +95,24 @@ BOOST_AUTO_TEST_CASE(micro_batches_add_up) {
   }
 }
 
+namespace {
+struct Reports : ParameterEvents {
+  std::function<void(int64_t)> on_ready;
+  void gradient_ready(const std::vector<int64_t>& parameters) override {
+    for (const int64_t index : parameters) on_ready(index);
+  }
+};
+}  // namespace
+
 BOOST_AUTO_TEST_CASE(every_parameter_reports_as_often_as_promised) {
   for (const bool is_tied : {false, true}) {
     ModelConfig config = tiny_config();
     config.tie_word_embeddings = is_tied;
     config.qk_norm = config.attention_bias = config.attention_output_bias = true;
-    TinyModel model(config);
+    Reports events;
+    TinyModel model(config, DType::F32, {}, WithGradients::Yes, &events);
     std::vector<int64_t> reports(model.parameters.parameters().size(), 0);
-    model.transformer.set_gradient_ready([&](int64_t index) { ++reports[static_cast<size_t>(index)]; });
+    events.on_ready = [&](int64_t index) { ++reports[static_cast<size_t>(index)]; };
     backward(model);
     for (size_t i = 0; i < reports.size(); ++i)
       BOOST_TEST(reports[i] == model.transformer.uses_per_micro(static_cast<int64_t>(i)),
@@ -115,13 +125,14 @@ BOOST_AUTO_TEST_CASE(every_parameter_reports_as_often_as_promised) {
 BOOST_AUTO_TEST_CASE(a_reported_gradient_is_final) {
   ModelConfig config = tiny_config();
   config.tie_word_embeddings = config.qk_norm = true;
-  TinyModel model(config);
+  Reports events;
+  TinyModel model(config, DType::F32, {}, WithGradients::Yes, &events);
   const auto& parameters = model.parameters.parameters();
   std::vector<at::Tensor> reported(parameters.size());
-  model.transformer.set_gradient_ready([&](int64_t index) {
+  events.on_ready = [&](int64_t index) {
     const auto i = static_cast<size_t>(index);
     reported[i] = parameters[i].main_grad.clone();  // the last report counts
-  });
+  };
   backward(model);
   for (size_t i = 0; i < parameters.size(); ++i)
     BOOST_TEST(at::equal(reported[i], parameters[i].main_grad), parameters[i].spec.name);

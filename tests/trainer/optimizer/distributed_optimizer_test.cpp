@@ -41,7 +41,7 @@ struct Bench {
   DistributedOptimizer optimizer;
   Bench(DType dtype, int64_t zero_stage)
       : store(config(), dtype, at::kCPU, WithGradients::Yes, 1, /*bucket_elements=*/3000),
-        optimizer(optimizer_config(), initialized(store), *comm, zero_stage) {
+        optimizer(optimizer_config(), initialized(store), {.data_parallel = *comm}, zero_stage) {
     optimizer.load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
       store.initial_values(i, kSeed, begin, end, out);
     });
@@ -58,11 +58,10 @@ struct Bench {
   // One step of gradients drawn for (update, name).
   void step(uint64_t update) {
     const size_t count = store.parameters().size();
-    optimizer.begin_step(std::vector<int64_t>(count, 1));
-    optimizer.begin_last_micro_batch();
+    optimizer.begin_step(std::vector<int64_t>(count, 1), /*micro_batches=*/1);
     for (size_t i = count; i-- > 0;) {
       store.parameters()[i].main_grad.copy_(gradient(store.parameters()[i], update));
-      optimizer.gradient_ready(static_cast<int64_t>(i));
+      optimizer.gradient_ready({static_cast<int64_t>(i)});
     }
     optimizer.finish_gradients();
     optimizer.step(kLr, kScale);
@@ -75,7 +74,7 @@ struct Bench {
     return out;
   }
   // Pieces of a state tensor, by name, joined into whole tensors.
-  std::map<std::string, at::Tensor> state() const {
+  std::map<std::string, at::Tensor> state() {
     std::map<std::string, at::Tensor> whole;
     for (const StateSlice& slice : optimizer.state_slices()) {
       auto& tensor = whole[slice.name];
@@ -193,12 +192,14 @@ BOOST_AUTO_TEST_CASE(masters_that_are_not_finite_are_seen) {
 
 BOOST_AUTO_TEST_CASE(wrong_use_is_refused) {
   Bench bench(DType::F32, 0);
-  bench.optimizer.begin_step(std::vector<int64_t>(bench.store.parameters().size(), 1));
-  bench.optimizer.begin_last_micro_batch();
-  bench.optimizer.gradient_ready(0);
-  BOOST_CHECK_THROW(bench.optimizer.gradient_ready(0), Error);   // twice in one step
+  const std::vector<int64_t> one_each(bench.store.parameters().size(), 1);
+  bench.optimizer.begin_step(one_each, /*micro_batches=*/1);
+  const auto report_too_often = [&] {
+    for (size_t i = 0; i <= one_each.size(); ++i) bench.optimizer.gradient_ready({0});
+  };
+  BOOST_CHECK_THROW(report_too_often(), Error);
   BOOST_CHECK_THROW(bench.optimizer.finish_gradients(), Error);  // others never reported
-  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), bench.store, *bench.comm, 2), Error);
+  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), bench.store, {.data_parallel = *bench.comm}, 2), Error);
   ParameterStore two_ranks(Bench::config(), DType::F32, at::kCPU, WithGradients::Yes, 2, 3000);
-  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), two_ranks, *bench.comm, 1), Error);
+  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), two_ranks, {.data_parallel = *bench.comm}, 1), Error);
 }

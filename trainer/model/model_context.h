@@ -1,0 +1,44 @@
+// What the pieces of a model share with the world around them: other ranks, whoever manages the parameters, and whether
+// weight gradients are computed now or later. Borrowed by every graph of a forward pass: outlives them. Not thread-safe.
+#pragma once
+
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "parallel/context/context_attention.h"
+#include "parallel/tensor/row_collectives.h"
+#include "trainer/model/parameter_events.h"
+
+namespace hearth {
+
+// Weight gradients that wait for their own pipeline action: the split of backward into an input and a weight part of
+// zero-bubble schedules (Qi et al. 2023). Run in the order in which they were queued.
+class WeightGradQueue {
+ public:
+  void push(std::function<void()> gradient) { gradients_.push_back(std::move(gradient)); }
+  void run() {
+    for (auto& gradient : std::exchange(gradients_, {})) gradient();
+  }
+  bool empty() const { return gradients_.empty(); }
+
+ private:
+  std::vector<std::function<void()>> gradients_;
+};
+
+// The ranks that share each sequence.
+struct ContextParallel {
+  Comm* comm = nullptr;  // null: this rank has whole sequences
+  ContextMethod method = ContextMethod::Ring;
+  int64_t size() const { return comm == nullptr ? 1 : comm->size(); }
+  int64_t rank() const { return comm == nullptr ? 0 : comm->rank(); }
+};
+
+struct ModelContext {
+  RowCollectives rows;
+  ContextParallel sequence;
+  ParameterEvents* events = nullptr;    // never null once a Transformer is made
+  WeightGradQueue* deferred = nullptr;  // null: weight gradients are computed at once
+};
+
+}  // namespace hearth

@@ -1,0 +1,24 @@
+// What a model tells whoever manages its parameters' memory and gradients (the optimizer). The calls below do nothing:
+// good for inference on resident weights. Called on the thread that computes, in the order of use.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hearth {
+
+enum class UsePhase { Forward, Backward };
+
+class ParameterEvents {
+ public:
+  virtual ~ParameterEvents() = default;
+  // Around the use of a unit's weights (ParameterShard::unit). Uses of one unit do not nest.
+  virtual void before_use(int64_t /*unit*/, UsePhase /*phase*/) {}
+  virtual void after_use(int64_t /*unit*/, UsePhase /*phase*/) {}
+  // The gradients of these parameters are about to be added to.
+  virtual void before_gradient(const std::vector<int64_t>& /*parameters*/) {}
+  // One finished contribution to the main_grad of each of these parameters.
+  virtual void gradient_ready(const std::vector<int64_t>& /*parameters*/) {}
+};
+
+}  // namespace hearth

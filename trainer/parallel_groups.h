@@ -1,0 +1,59 @@
+// The groups of ranks that one training job communicates in, made once at start from the mesh. Owns the communicators;
+// destroy it before the Job. Making it is collective: every rank of the job calls it with the same mesh and shape.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "parallel/bootstrap.h"
+#include "parallel/mesh.h"
+#include "parallel/pipeline/schedule.h"
+
+namespace hearth {
+
+// One-way channels between pipeline ranks, each a communicator of its own: a send never waits for a recv of the other
+// direction, and messages of one channel arrive in the order in which they were posted.
+class PipelineLinks {
+ public:
+  void add(int from, int to, std::unique_ptr<Comm> comm) { links_[{from, to}] = std::move(comm); }
+  // Channels that this rank is an end of. In a link's group, rank 0 is the sender.
+  Comm& link(int from, int to) const { return *links_.at({from, to}); }
+  const std::map<std::pair<int, int>, std::unique_ptr<Comm>>& all() const { return links_; }
+
+ private:
+  std::map<std::pair<int, int>, std::unique_ptr<Comm>> links_;
+};
+
+struct ParallelGroupsOptions {
+  int64_t kv_replicas = 1;         // tensor-parallel ranks that share a key/value head
+  bool tied_embeddings = false;
+  std::optional<int> cuda_device;  // as CommOptions
+  double timeout_s = 300;
+};
+
+struct ParallelGroups {
+  Mesh mesh;
+  int rank = 0;                   // of the job
+  std::unique_ptr<Comm> world;    // null where `data` is the whole job
+  std::unique_ptr<Comm> data;     // data x context parallel: over which gradients are summed
+  std::unique_ptr<Comm> tensor, context, kv_replicas, tied_embedding;  // null where the group is this rank alone
+  PipelineLinks links;
+
+  int coordinate(MeshAxis axis) const { return mesh.coordinate(rank, axis); }
+  Comm& everyone() const { return world ? *world : *data; }
+  bool tied_ends_apart() const { return tied_embedding != nullptr; }
+  // Sets the compute stream of every communicator.
+  void set_compute_stream(StreamHandle stream);
+};
+
+// `schedule` names the virtual stages; its lists may be empty.
+ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSchedule& schedule,
+                                    const ParallelGroupsOptions& options);
+
+// Ordered pairs of pipeline ranks between which neighbouring virtual stages pass tensors, both directions, in rounds: the
+// pairs of one round share no rank. Pure.
+std::vector<std::vector<std::pair<int, int>>> link_rounds(const PipelineSchedule& schedule);
+
+}  // namespace hearth

@@ -1,0 +1,187 @@
+#include "trainer/pipeline/pipeline_executor.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/core.h>
+
+#include "base/error.h"
+
+namespace hearth {
+namespace {
+
+std::string site(const char* what, int virtual_stage, int micro) {
+  return fmt::format("pp.{}.stage{}.micro{}", what, virtual_stage, micro);
+}
+
+}  // namespace
+
+PipelineExecutor::PipelineExecutor(PipelineSchedule schedule, int pipeline_rank, std::vector<Transformer*> chunks,
+                                   const PipelineLinks& links)
+    : schedule_(std::move(schedule)), rank_(pipeline_rank), chunks_(std::move(chunks)), links_(links) {
+  HEARTH_REQUIRE(static_cast<int>(chunks_.size()) == schedule_.chunks, "schedule of {} chunks a rank, {} given",
+                 schedule_.chunks, chunks_.size());
+}
+
+Comm& PipelineExecutor::link_to(int stage) const { return links_.link(rank_, schedule_.place(stage).rank); }
+Comm& PipelineExecutor::link_from(int stage) const { return links_.link(schedule_.place(stage).rank, rank_); }
+
+const MicroBatch& PipelineExecutor::micro_batch(int micro) {
+  while (micros_read_ <= micro) {
+    const MicroBatch& batch = micros_.emplace(micros_read_, (*next_)()).first->second;
+    micro_uses_left_[micros_read_] = schedule_.chunks;
+    totals_.valid_tokens += batch.valid_targets;
+    rows_ = batch.input.rows();
+    ++micros_read_;
+  }
+  return micros_.at(micro);
+}
+
+PipelineExecutor::Totals PipelineExecutor::run(const NextMicroBatch& next, const Observer& observer) {
+  next_ = &next;
+  micros_read_ = 0;
+  totals_ = {at::zeros({}, at::TensorOptions(chunks_[0]->device()).dtype(at::kFloat)), 0};
+  for (const Action& action : schedule_.ranks[static_cast<size_t>(rank_)]) {
+    if (observer) observer(action);
+    perform(action);
+    forget_finished_sends();
+  }
+  for (Transfer& send : sends_) send.work->wait();
+  sends_.clear();
+  HEARTH_ASSERT(activations_.empty() && inputs_.empty() && gradients_.empty() && outputs_.empty() &&
+                input_gradients_.empty() && micros_.empty());
+  return std::move(totals_);
+}
+
+void PipelineExecutor::perform(const Action& action) {
+  const Key key{action.chunk, action.micro};
+  switch (action.kind) {
+    case ActionKind::Forward: return forward(key);
+    case ActionKind::Backward: return backward(key, /*defer=*/false);
+    case ActionKind::BackwardInput: return backward(key, /*defer=*/true);
+    case ActionKind::BackwardWeight: {
+      const at::NoGradGuard no_grad;  // what was kept for these gradients belongs to no graph any more
+      activations_.at(key).deferred.run();
+      activations_.erase(key);
+      return;
+    }
+    case ActionKind::ForwardBackward:
+      forward(key);
+      return backward({action.backward_chunk, action.backward_micro}, /*defer=*/false);
+    case ActionKind::SendForward:
+    case ActionKind::SendBackward: return post_send(action);
+    case ActionKind::RecvForward:
+    case ActionKind::RecvBackward: return post_recv(action);
+  }
+}
+
+// Waits for a tensor that arrives, or was handed over on this rank.
+at::Tensor PipelineExecutor::take(std::map<Key, Transfer>& from, Key key) {
+  auto node = from.extract(key);
+  HEARTH_ASSERT(!node.empty());
+  if (node.mapped().work != nullptr) node.mapped().work->wait();
+  return node.mapped().tensor;
+}
+
+void PipelineExecutor::forward(Key key) {
+  const auto [chunk, micro] = key;
+  Transformer& model = *chunks_[static_cast<size_t>(chunk)];
+  const MicroBatch& batch = micro_batch(micro);
+  Activation& activation = activations_[key];
+  if (!model.chunk().embedding) activation.input = take(inputs_, key).detach().requires_grad_(true);
+  at::Tensor out = model.forward(activation.input, batch.input);
+  if (is_last(chunk)) {
+    // The division by the global count of valid tokens happens once, in the update.
+    const LossResult loss = model.head_loss(out, batch.targets_N, /*scale=*/1.0);
+    totals_.loss_sum.add_(loss.loss_sum.detach());
+    activation.output = loss.loss;
+  } else {
+    activation.output = out;
+    const auto next = schedule_.place(virtual_stage(chunk) + 1);
+    if (next.rank == rank_) {
+      inputs_[{next.chunk, micro}] = {out.detach(), nullptr};
+    } else {
+      outputs_[key] = out.detach();
+    }
+  }
+  if (--micro_uses_left_[micro] == 0) {
+    micros_.erase(micro);
+    micro_uses_left_.erase(micro);
+  }
+}
+
+void PipelineExecutor::backward(Key key, bool defer) {
+  const auto [chunk, micro] = key;
+  Transformer& model = *chunks_[static_cast<size_t>(chunk)];
+  Activation& activation = activations_.at(key);
+  if (defer) model.defer_weight_gradients(&activation.deferred);
+  if (is_last(chunk)) {
+    activation.output.backward();
+  } else {
+    activation.output.backward(take(gradients_, key));
+  }
+  model.defer_weight_gradients(nullptr);
+  activation.output.reset();  // the graph and all that it kept
+  if (activation.input.defined()) {
+    const at::Tensor gradient = activation.input.grad().contiguous();
+    activation.input.reset();
+    const auto previous = schedule_.place(virtual_stage(chunk) - 1);
+    if (previous.rank == rank_) {
+      gradients_[{previous.chunk, micro}] = {gradient, nullptr};
+    } else {
+      input_gradients_[key] = gradient;
+    }
+  }
+  if (!defer) activations_.erase(key);
+}
+
+void PipelineExecutor::post_send(const Action& action) {
+  const bool activations = action.kind == ActionKind::SendForward;
+  auto node = (activations ? outputs_ : input_gradients_).extract({action.chunk, action.micro});
+  HEARTH_ASSERT(!node.empty());
+  const at::Tensor tensor = node.mapped().contiguous();
+  const int stage = virtual_stage(action.chunk), target = activations ? stage + 1 : stage - 1;
+  sends_.push_back({tensor, link_to(target).send(tensor.data_ptr(), tensor.numel(), dtype_of(tensor), /*peer=*/1,
+                                                 site(activations ? "activation" : "gradient", target, action.micro))});
+}
+
+void PipelineExecutor::post_recv(const Action& action) {
+  const bool activations = action.kind == ActionKind::RecvForward;
+  const Transformer& model = *chunks_[static_cast<size_t>(action.chunk)];
+  const int stage = virtual_stage(action.chunk), source = activations ? stage - 1 : stage + 1;
+  if (micros_read_ == 0) micro_batch(0);  // all micro-batches of a step have one shape
+  at::Tensor tensor = at::empty({model.local_rows(rows_), model.config().hidden_size},
+                                at::TensorOptions(model.device()).dtype(model.scalar_type()));
+  WorkPtr work = link_from(source).recv(tensor.data_ptr(), tensor.numel(), dtype_of(tensor), /*peer=*/0,
+                                        site(activations ? "activation" : "gradient", stage, action.micro));
+  (activations ? inputs_ : gradients_)[{action.chunk, action.micro}] = {std::move(tensor), std::move(work)};
+}
+
+void PipelineExecutor::forget_finished_sends() {
+  while (!sends_.empty() && sends_.front().work->poll()) sends_.pop_front();
+}
+
+// One micro-batch goes through all virtual stages in order; each rank does its part when its turn comes.
+at::Tensor PipelineExecutor::logprobs(const MicroBatch& batch) {
+  at::Tensor x, result;
+  for (int stage = 0; stage < schedule_.virtual_stages(); ++stage) {
+    const auto place = schedule_.place(stage);
+    if (place.rank != rank_) continue;
+    Transformer& model = *chunks_[static_cast<size_t>(place.chunk)];
+    if (stage > 0 && schedule_.place(stage - 1).rank != rank_) {
+      x = at::empty({model.local_rows(batch.input.rows()), model.config().hidden_size},
+                    at::TensorOptions(model.device()).dtype(model.scalar_type()));
+      link_from(stage - 1).recv(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/0, site("evaluate", stage, 0))->wait();
+    }
+    x = model.forward(x, batch.input);
+    if (stage + 1 == schedule_.virtual_stages()) {
+      result = model.logprobs(x, batch.targets_N);
+    } else if (schedule_.place(stage + 1).rank != rank_) {
+      x = x.contiguous();
+      link_to(stage + 1).send(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/1, site("evaluate", stage + 1, 0))->wait();
+    }
+  }
+  return result;
+}
+
+}  // namespace hearth
