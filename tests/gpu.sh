@@ -2,9 +2,10 @@
 # tests/gpu.sh pack [BUILD] [FOLDER]: gathers what a bare GPU machine needs in FOLDER (default dist/gpu, small enough to
 #     carry): the bundle of launch/bundle.sh without LibTorch and the GPU test programs of BUILD (default build).
 # tests/gpu.sh [STAGE...]: runs there, from the repository root, with FOLDER in HEARTH_GPU_FOLDER (default dist/gpu):
-#     unit        every kernel family against its reference, the NCCL backend on 1, 2 and 4 ranks of one device
+#     unit        every kernel family against its reference, the NCCL backend and context parallelism on 1, 2 and 4 ranks
 #     sanitizer   the kernel tests again under compute-sanitizer (memcheck)
 #     layouts     row 5 over NCCL, 1, 2 and 4 ranks on one device: equal curves, bit-equal repeats, stop + resume
+#     parallel    every parallel axis over NCCL, up to 8 ranks on one device, fp32 and bf16, against one rank
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
 #     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
 #                 --preset --seq --mbs --mode and prints a JSON line), eager and compiled
@@ -24,7 +25,8 @@ pack() {
   rm -rf "$target"
   mkdir -p "$target/bin"
   HEARTH_BINARY=$build/hearth "$root/launch/bundle.sh" --output "$target/bundle.tar.gz"
-  for program in "$build"/tests/kernels/kernels_*_test "$build/tests/parallel/parallel_nccl_comm_test" "$build/tests/bench/kernels_bench"; do
+  for program in "$build"/tests/kernels/kernels_*_test "$build"/tests/parallel/parallel_nccl_comm_test \
+    "$build/tests/parallel/context/parallel_context_context_attention_test" "$build/tests/bench/kernels_bench"; do
     if [ -x "$program" ]; then strip -o "$target/bin/$(basename "$program")" "$program"; else echo "not built: $program" >&2; fi
   done
   # The sanitizer is a part of the toolkit that a GPU machine need not have.
@@ -81,6 +83,8 @@ stage_unit() {
   for op in "${kernel_tests[@]}"; do have "$bundle/kernels_${op}_test" && one unit "$op" "$bundle/kernels_${op}_test" -- cuda; done
   for ranks in 1 2 4; do
     have "$bundle/parallel_nccl_comm_test" && one unit "nccl_$ranks" "$root/tests/mpirun.sh" "$ranks" "$bundle/parallel_nccl_comm_test"
+    have "$bundle/parallel_context_context_attention_test" &&
+      one unit "context_$ranks" "$root/tests/mpirun.sh" "$ranks" "$bundle/parallel_context_context_attention_test" -- cuda
   done
 }
 
@@ -98,6 +102,7 @@ stage_sanitizer() {
 }
 
 stage_layouts() { one layouts layouts "$python" "$root/tests/integration/layouts.py"; }
+stage_parallel() { one parallel parallel_layouts "$python" "$root/tests/integration/parallel_layouts.py"; }
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
 stage_bench() {
@@ -122,11 +127,11 @@ unpack
 logs=${OUT:-$folder/logs}
 mkdir -p "$logs"
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
-[ $# -gt 0 ] || set -- unit sanitizer layouts precision
+[ $# -gt 0 ] || set -- unit sanitizer layouts parallel precision
 for stage in "$@"; do
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-240}))
   case $stage in
-    unit | sanitizer | layouts | precision | bench) "stage_$stage" ;;
+    unit | sanitizer | layouts | parallel | precision | bench) "stage_$stage" ;;
     *) echo "no stage '$stage'" >&2; exit 2 ;;
   esac
 done
