@@ -23,7 +23,8 @@ struct ParallelConfig {
   int64_t expert_model_parallel_size = 1;
   bool sequence_parallel = true;  // has an effect only with tensor_model_parallel_size > 1
   int64_t zero_stage = 1;
-  double bucket_size_mb = 25.0;  // gradient bucket, MiB of fp32 gradients; see parallel/zero/bucket_plan.h
+  // Gradient bucket, MiB of fp32: large enough for full link bandwidth, small enough to overlap; see zero/bucket_plan.h
+  double bucket_size_mb = 100.0;
   double collective_timeout_s = 300.0;  // deadline of every collective; passing it ends the job
   bool operator==(const ParallelConfig&) const = default;
 

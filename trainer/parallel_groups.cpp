@@ -1,5 +1,7 @@
 #include "trainer/parallel_groups.h"
 
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
 #include <set>
 
@@ -39,6 +41,18 @@ std::vector<int> kv_replica_group(const std::vector<int>& tensor_group, int coor
   const auto size = static_cast<int>(replicas);
   const auto begin = tensor_group.begin() + coordinate / size * size;
   return {begin, begin + size};
+}
+
+// NCCL connects to a peer inside the first send or recv and blocks there until the peer comes: done here in an order that
+// all ranks share, since a schedule may post its first recv long before the peer's send.
+void connect(const PipelineLinks& links, const std::vector<std::vector<std::pair<int, int>>>& rounds, int stage,
+             at::Device device) {
+  const at::Tensor word = at::zeros({1}, at::TensorOptions(device).dtype(at::kFloat));
+  for (const auto& round : rounds)
+    for (const auto& [from, to] : round) {
+      if (from == stage) links.link(from, to).send(word.data_ptr(), 1, DType::F32, /*peer=*/1, "pp.connect")->wait();
+      if (to == stage) links.link(from, to).recv(word.data_ptr(), 1, DType::F32, /*peer=*/0, "pp.connect")->wait();
+    }
 }
 
 }  // namespace
@@ -99,6 +113,7 @@ ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSc
                        maker.make("pp", {maker.at_pipeline_rank(mine->first), maker.at_pipeline_rank(mine->second)}));
     }
   }
+  if (options.cuda_device) connect(groups.links, link_rounds(schedule), stage, at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(*options.cuda_device)));
   return groups;
 }
 

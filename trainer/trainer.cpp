@@ -1,11 +1,7 @@
 #include "trainer/trainer.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,23 +12,12 @@
 #include "trainer/generate.h"
 #include "trainer/model/model_config_json.h"
 #include "trainer/optimizer/lr_schedule.h"
-#include "trainer/parallel_layout.h"
 
 namespace hearth {
 namespace {
 
-// fp32 gradients of 25 M elements a bucket (100 MB): large enough for full link bandwidth, small enough to overlap.
-constexpr int64_t kBucketElements = int64_t{25} << 20;
 // A run whose every update is refused is not going to recover by itself.
 constexpr int64_t kMaxConsecutiveSkips = 5;
-
-RecomputeChoice recompute_choice(const RecomputeConfig& config) {
-  const auto rebuilt = [&](const char* module) {
-    return config.granularity == "selective" &&
-           std::find(config.modules.begin(), config.modules.end(), module) != config.modules.end();
-  };
-  return {.norm = rebuilt("norm"), .swiglu = rebuilt("swiglu")};
-}
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -40,15 +25,14 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 
 }  // namespace
 
-Trainer::Trainer(TrainerInputs inputs) : in_(std::move(inputs)), is_root_(in_.control.rank() == 0) {
+Trainer::Trainer(TrainerInputs inputs)
+    : in_(std::move(inputs)), is_root_(in_.control.rank() == 0), model_(in_.config, in_.groups, in_.device) {
   const ExperimentConfig& c = in_.config;
   batch_ = {.global_batch_size = c.training.global_batch_size,
             .micro_batch_size = c.training.micro_batch_size,
             .data_parallel_size = in_.groups.mesh.size(MeshAxis::Dp),
             .data_parallel_rank = in_.groups.coordinate(MeshAxis::Dp)};
   set_deterministic(c.training.deterministic_mode);
-  in_.groups.set_compute_stream(compute_stream(in_.device));
-  make_model();
   if (!in_.validation_datasets.empty())
     validation_ = std::make_unique<ValidationStream>(
         std::move(in_.validation_datasets), c.data.seq_length,
@@ -56,49 +40,6 @@ Trainer::Trainer(TrainerInputs inputs) : in_(std::move(inputs)), is_root_(in_.co
   auto options = in_.saver;
   options.allocator = snapshot_allocator(in_.device);
   saver_ = std::make_unique<CheckpointSaver>(in_.fs, in_.control, in_.log, std::move(options));
-}
-
-// This rank's parameters, optimizer and chunks of the model.
-void Trainer::make_model() {
-  const ExperimentConfig& c = in_.config;
-  ParallelGroups& groups = in_.groups;
-  const auto dtype = dtype_from_config(c.precision.dtype);
-  HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", c.precision.dtype);
-  const PipelineSchedule schedule = pipeline_schedule(c, groups.mesh);
-  const ModelPartition partition = model_partition(c, groups.mesh, schedule, groups.rank);
-  parameters_ = std::make_unique<ParameterStore>(
-      parameter_shards(c.model, partition),
-      StoreOptions{.dtype = *dtype,
-                   .device = in_.device,
-                   .gradients = WithGradients::Yes,
-                   .data_parallel_size = groups.data->size(),
-                   .bucket_elements = kBucketElements,
-                   .weights = DistributedOptimizer::weight_memory(c.parallel.zero_stage),
-                   .grads = DistributedOptimizer::grad_memory(c.parallel.zero_stage)});
-  optimizer_ = std::make_unique<DistributedOptimizer>(
-      c.optimizer, *parameters_,
-      OptimizerComms{.data_parallel = *groups.data,
-                     .tensor_parallel = groups.tensor.get(),
-                     .kv_replicas = groups.kv_replicas.get(),
-                     .tied_embedding = groups.tied_embedding.get()},
-      c.parallel.zero_stage);
-  ModelContext context;
-  if (groups.tensor)
-    context.rows = RowCollectives(*groups.tensor, c.parallel.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {groups.context.get(),
-                      c.parallel.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
-  context.events = optimizer_.get();
-  gradient_uses_.assign(parameters_->parameters().size(), 0);
-  std::vector<Transformer*> chunks;
-  for (const ModelChunk& chunk : partition.chunks) {
-    chunks_.push_back(
-        std::make_unique<Transformer>(c.model, *parameters_, recompute_choice(c.recompute), chunk, context));
-    chunks.push_back(chunks_.back().get());
-    for (size_t i = 0; i < gradient_uses_.size(); ++i)
-      gradient_uses_[i] += chunks_.back()->uses_per_micro(static_cast<int64_t>(i));
-  }
-  counts_loss_ = partition.has_head() && groups.coordinate(MeshAxis::Tp) == 0;
-  executor_ = std::make_unique<PipelineExecutor>(schedule, groups.coordinate(MeshAxis::Pp), std::move(chunks), groups.links);
 }
 
 Trainer::~Trainer() = default;
@@ -127,20 +68,19 @@ void Trainer::begin_stream(const DataLedger& ledger) {
 }
 
 void Trainer::start(const TensorSource* weights) {
-  const auto seed = static_cast<uint64_t>(in_.config.training.seed);
-  if (weights != nullptr) parameters_->require(*weights);
-  optimizer_->load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
-    if (weights == nullptr) return parameters_->initial_values(i, seed, begin, end, out);
-    parameters_->read(*weights, "", i, begin, end, out);
-  });
+  if (weights != nullptr) {
+    model_.load_weights(*weights);
+  } else {
+    model_.initialize(static_cast<uint64_t>(in_.config.training.seed));
+  }
   begin_stream(DataLedger{});
 }
 
 void Trainer::resume(const CheckpointReader& checkpoint) {
   const auto json = nlohmann::json::parse(checkpoint.state_json());
   state_ = train_state_from_json(json.value("train", nlohmann::json::object()), checkpoint.describe());
-  optimizer_->load(checkpoint);
-  optimizer_->set_num_updates(state_.optimizer_updates);
+  model_.optimizer().load(checkpoint);
+  model_.optimizer().set_num_updates(state_.optimizer_updates);
   last_saved_step_ = checkpoint.step();
   begin_stream(state_.ledger);
   in_.log.info("event=resumed step={} checkpoint={} saved_by=\"{}\" now=\"{}\" learning_rate={:.6e}", state_.step,
@@ -152,34 +92,18 @@ DocumentMask Trainer::document_mask() const {
   return in_.config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No;
 }
 
-Trainer::StepTotals Trainer::sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm) {
-  const double stop = in_.stop_requested && in_.stop_requested() ? 1.0 : 0.0;
-  if (!counts_loss_) {
-    loss_sum = at::zeros_like(loss_sum);
-    valid_tokens = 0;
-  }
-  at::Tensor host = at::tensor({static_cast<double>(valid_tokens), stop}, at::kDouble);
-  at::Tensor totals = at::cat({loss_sum.to(at::kDouble).view({1}), squared_norm.view({1}), host.to(in_.device)});
-  in_.groups.everyone().all_reduce(totals.data_ptr(), totals.numel(), DType::F64, ReduceOp::Sum, "step.totals")->wait();
-  totals = totals.to(at::kCPU);  // the step's only wait for the device
-  const double* value = totals.data_ptr<double>();
-  return {.loss_sum = value[0], .valid_tokens = value[2], .squared_norm = value[1], .stop = value[3] > 0};
-}
-
-Trainer::StepTotals Trainer::forward_backward() {
-  optimizer_->begin_step(gradient_uses_, batch_.micro_batches_per_step());
+StepTotals Trainer::forward_backward() {
   const auto next = [this] {
     in_.faults.hit("data.next");
-    return make_micro_batch(prefetcher_->next(), document_mask(), *chunks_[0]);
+    return make_micro_batch(prefetcher_->next(), document_mask(), model_.chunk(0));
   };
   const auto before = [this](const Action& action) {
     if (action.kind == ActionKind::Forward && in_.faults.hit("fwd") == FaultAction::Nan) poisoned_ = true;
   };
-  auto [loss_sum, valid_tokens] = executor_->run(next, before);
-  if (std::exchange(poisoned_, false)) loss_sum.fill_(std::nan(""));
+  auto sums = model_.forward_backward(next, before);
+  if (std::exchange(poisoned_, false)) sums.loss_sum.fill_(std::nan(""));
   in_.faults.hit("allreduce.before");
-  optimizer_->finish_gradients();
-  return sum_over_ranks(loss_sum, valid_tokens, optimizer_->local_sum_of_squares());
+  return model_.sum_over_ranks(sums, stop_requested());
 }
 
 // A non-finite loss or gradient on any rank stops the update on all ranks: the sums above made everyone see it.
@@ -209,7 +133,7 @@ StepMetrics Trainer::train_step(bool& stop) {
   if (std::isfinite(metrics.lm_loss) && std::isfinite(metrics.grad_norm)) {
     // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
     const double clip = c.optimizer.clip_grad > 0 ? std::min(1.0, c.optimizer.clip_grad / (metrics.grad_norm + 1e-6)) : 1.0;
-    optimizer_->step(metrics.learning_rate, clip / totals.valid_tokens);
+    model_.optimizer().step(metrics.learning_rate, clip / totals.valid_tokens);
     consecutive_skips_ = 0;
   } else {
     skip_update(totals, step);
@@ -217,7 +141,7 @@ StepMetrics Trainer::train_step(bool& stop) {
   state_.step = step;
   state_.consumed_samples += batch_.global_batch_size;
   state_.consumed_tokens += batch_.global_batch_size * c.data.seq_length;
-  state_.optimizer_updates = optimizer_->num_updates();
+  state_.optimizer_updates = model_.optimizer().num_updates();
   stop = totals.stop;
   const double seconds = seconds_since(begin);
   const auto tokens = static_cast<double>(batch_.global_batch_size * c.data.seq_length);
@@ -234,8 +158,8 @@ StepMetrics Trainer::train_step(bool& stop) {
 ValidationMetrics Trainer::validate(int64_t step) {
   const at::NoGradGuard no_grad;
   const int64_t count = std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
-  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(in_.device).dtype(at::kDouble));
-  int64_t valid_tokens = 0;
+  const auto fp64 = at::TensorOptions(in_.device).dtype(at::kDouble);
+  ParallelModel::LocalSums mine{at::zeros({}, fp64), 0, at::zeros({1}, fp64)};
   // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size. Every rank makes as
   // many calls, since they communicate: where windows run out, a repeated one that does not count fills in.
   const int64_t size = batch_.micro_batch_size, stride = batch_.data_parallel_size * size;
@@ -246,13 +170,11 @@ ValidationMetrics Trainer::validate(int64_t step) {
       samples.push_back(validation_->get(std::min(i, count - 1)));
       if (i >= count) std::fill(samples.back().loss_mask.begin(), samples.back().loss_mask.end(), uint8_t{0});
     }
-    const MicroBatch batch = make_micro_batch(samples, document_mask(), *chunks_[0]);
-    const at::Tensor logprobs = executor_->logprobs(batch);
-    if (logprobs.defined()) loss_sum.sub_(logprobs.to(at::kDouble).sum());
-    valid_tokens += batch.valid_targets;
+    const auto sums = model_.evaluate(make_micro_batch(samples, document_mask(), model_.chunk(0)));
+    mine.loss_sum.add_(sums.loss_sum);
+    mine.valid_tokens += sums.valid_tokens;
   }
-  const StepTotals totals =
-      sum_over_ranks(loss_sum, valid_tokens, at::zeros({1}, at::TensorOptions(in_.device).dtype(at::kDouble)));
+  const StepTotals totals = model_.sum_over_ranks(mine, /*stop_requested=*/false);
   return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens)};
 }
 
@@ -268,7 +190,7 @@ void Trainer::write_sample(int64_t step) {
   options.seed = static_cast<uint64_t>(in_.config.training.seed + step);
   if (in_.tokenizer->eos_id()) options.eos_ids = {*in_.tokenizer->eos_id()};
   const std::vector<int32_t> prompt{*start_id};
-  const Generation sample = generate(*chunks_[0], prompt, options, {});
+  const Generation sample = generate(model_.chunk(0), prompt, options, {});
   const nlohmann::json line{{"step", step}, {"text", in_.tokenizer->decode(sample.ids, DecodeSpecial::Skip)}};
   JsonlWriter(in_.fs, in_.config.checkpoint.save + "/samples.jsonl", step)
       .write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
@@ -301,7 +223,7 @@ std::string Trainer::state_json() const {
 void Trainer::save(int64_t step) {
   if (step == last_saved_step_) return;
   state_.ledger = stream_->ledger_after(state_.consumed_samples);
-  const auto slices = optimizer_->state_slices();
+  const auto slices = model_.optimizer().state_slices();
   std::vector<TensorPiece> pieces;
   for (const StateSlice& slice : slices) {
     TensorPiece piece = TensorPiece::whole(slice.name, dtype_of(slice.values), slice.shape);
@@ -328,7 +250,7 @@ TrainOutcome Trainer::run() {
     writer = std::make_unique<JsonlWriter>(in_.fs, in_.config.checkpoint.save + "/metrics.jsonl", state_.step);
     progress = std::make_unique<Progress>(in_.log, state_.step, t.train_iters);
   }
-  bool stop = in_.control.all_reduce_max(in_.stop_requested && in_.stop_requested() ? 1 : 0, "run.begin") > 0;
+  bool stop = in_.control.all_reduce_max(stop_requested() ? 1 : 0, "run.begin") > 0;
   while (state_.step < t.train_iters && !stop) {
     const StepMetrics metrics = train_step(stop);
     in_.faults.hit("step.end");

@@ -21,9 +21,8 @@
 #include "trainer/experiment_config.h"
 #include "trainer/metrics.h"
 #include "trainer/micro_batch.h"
-#include "trainer/optimizer/distributed_optimizer.h"
 #include "trainer/parallel_groups.h"
-#include "trainer/pipeline/pipeline_executor.h"
+#include "trainer/parallel_model.h"
 #include "trainer/train_state.h"
 
 namespace hearth {
@@ -67,14 +66,8 @@ class Trainer {
   const TrainState& state() const { return state_; }
 
  private:
-  struct StepTotals {
-    double loss_sum = 0, valid_tokens = 0, squared_norm = 0;
-    bool stop = false;  // some rank was asked to stop
-  };
-  void make_model();
   void begin_stream(const DataLedger& ledger);
   StepTotals forward_backward();
-  StepTotals sum_over_ranks(at::Tensor loss_sum, int64_t valid_tokens, const at::Tensor& squared_norm);
   StepMetrics train_step(bool& stop);
   void skip_update(const StepTotals& totals, int64_t step);
   ValidationMetrics validate(int64_t step);
@@ -83,16 +76,12 @@ class Trainer {
   CheckpointIdentity identity(int64_t step) const;
   std::string state_json() const;
   DocumentMask document_mask() const;
+  bool stop_requested() const { return in_.stop_requested && in_.stop_requested(); }
 
   TrainerInputs in_;
   bool is_root_;
-  bool counts_loss_ = false;  // of the ranks that compute the same loss, this one adds it to the totals
   BatchShape batch_;
-  std::unique_ptr<ParameterStore> parameters_;
-  std::unique_ptr<DistributedOptimizer> optimizer_;
-  std::vector<std::unique_ptr<Transformer>> chunks_;  // of this pipeline rank
-  std::unique_ptr<PipelineExecutor> executor_;
-  std::vector<int64_t> gradient_uses_;
+  ParallelModel model_;
   std::unique_ptr<SampleStream> stream_;
   std::unique_ptr<ValidationStream> validation_;
   std::unique_ptr<CheckpointSaver> saver_;

@@ -110,6 +110,12 @@ void prepare_device_sharing(CommandContext& context, at::Device device, Log& log
               context.job.control->local_world_size(), num_cuda_devices());
 }
 
+// A kernel is loaded at its first use, which may wait for all work on the device; a recv that was posted ahead waits for a
+// peer that may be waiting for that very kernel. The variable must be set before the first call of CUDA.
+void load_kernels_before_the_first_step(const Mesh& mesh) {
+  if (mesh.size(MeshAxis::Pp) > 1) ::setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+}
+
 // Each rank's share of the cores it may use: all of them where the launcher bound it, its part where ranks share.
 int compute_threads(const ControlPlane& control, const Environment& environment) {
   if (environment.omp_num_threads > 0) return environment.omp_num_threads;
@@ -231,6 +237,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
                   std::unique_ptr<ModelBundle> init_from, CommandContext& context, Log& log) {
   ControlPlane& control = *context.job.control;
   const std::string& save = loaded.config.checkpoint.save;
+  load_kernels_before_the_first_step(mesh);
   const at::Device device = select_device(parse_device_choice(options.device), control.local_rank());
   const int threads = compute_threads(control, context.environment);
   set_compute_threads(threads);

@@ -305,20 +305,32 @@ void DistributedOptimizer::for_each_part(
   }
 }
 
+// Elements `in_box` of a parameter, which begin at `at` in a buffer of this rank's elements.
+StateSlice DistributedOptimizer::slice(std::string_view prefix, int64_t parameter, ElementRange in_box,
+                                       const at::Tensor& owned, int64_t at) const {
+  const Parameter& p = parameters_.parameters()[static_cast<size_t>(parameter)];
+  return {std::string(prefix) + p.spec.name, p.spec.shape, p.shard.box, in_box.begin, in_box.end,
+          owned.narrow(0, at, in_box.count())};
+}
+
+std::vector<StateSlice> DistributedOptimizer::gradient_slices() const {
+  std::vector<StateSlice> slices;
+  for_each_part(&BucketState::share, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+    if (parameters_.parameters()[static_cast<size_t>(i)].shard.counts)
+      slices.push_back(slice("", i, in_box, owned_grads(bucket), at));
+  });
+  return slices;
+}
+
 std::vector<StateSlice> DistributedOptimizer::state_slices() {
   finish_parameters();
   std::vector<StateSlice> slices;
   for_each_part(&BucketState::share, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
-    const Parameter& p = parameters_.parameters()[static_cast<size_t>(i)];
-    if (!p.shard.counts) return;
-    const auto add = [&](std::string_view prefix, const at::Tensor& owned) {
-      slices.push_back({std::string(prefix) + p.spec.name, p.spec.shape, p.shard.box, in_box.begin, in_box.end,
-                        owned.narrow(0, at, in_box.count())});
-    };
-    add("", owned_weights(bucket));
-    if (separate_masters_) add(kMaster, bucket.master);
-    add(kExpAvg, bucket.exp_avg);
-    add(kExpAvgSq, bucket.exp_avg_sq);
+    if (!parameters_.parameters()[static_cast<size_t>(i)].shard.counts) return;
+    slices.push_back(slice("", i, in_box, owned_weights(bucket), at));
+    if (separate_masters_) slices.push_back(slice(kMaster, i, in_box, bucket.master, at));
+    slices.push_back(slice(kExpAvg, i, in_box, bucket.exp_avg, at));
+    slices.push_back(slice(kExpAvgSq, i, in_box, bucket.exp_avg_sq, at));
   });
   return slices;
 }

@@ -72,6 +72,8 @@ class DistributedOptimizer : public ParameterEvents {
   int64_t num_updates() const { return num_updates_; }
   void set_num_updates(int64_t updates) { num_updates_ = updates; }
 
+  // Sums of gradients after finish_gradients(), by parameter name, split over the ranks as state_slices() are.
+  std::vector<StateSlice> gradient_slices() const;
   // What a checkpoint holds, split over the ranks in every stage: each element is written once over the job.
   std::vector<StateSlice> state_slices();
   // Reads this rank's masters and moments, and the parameters, from a checkpoint of any layout.
@@ -113,6 +115,7 @@ class DistributedOptimizer : public ParameterEvents {
   // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every bucket.
   void for_each_part(ElementRange BucketState::*range,
                      const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const;
+  StateSlice slice(std::string_view prefix, int64_t parameter, ElementRange in_box, const at::Tensor& owned, int64_t at) const;
   void load_into(const std::string& prefix, const TensorSource& source, at::Tensor BucketState::*buffer);
 
   OptimizerConfig config_;
