@@ -26,7 +26,8 @@ pack() {
   mkdir -p "$target/bin"
   HEARTH_BINARY=$build/hearth "$root/launch/bundle.sh" --output "$target/bundle.tar.gz"
   for program in "$build"/tests/kernels/kernels_*_test "$build"/tests/parallel/parallel_nccl_comm_test \
-    "$build/tests/parallel/context/parallel_context_context_attention_test" "$build/tests/bench/kernels_bench"; do
+    "$build/tests/parallel/context/parallel_context_context_attention_test" "$build/tests/trainer/trainer_layouts_layout_product_test" \
+    "$build/tests/bench/kernels_bench"; do
     if [ -x "$program" ]; then strip -o "$target/bin/$(basename "$program")" "$program"; else echo "not built: $program" >&2; fi
   done
   # The sanitizer is a part of the toolkit that a GPU machine need not have.
@@ -102,7 +103,20 @@ stage_sanitizer() {
 }
 
 stage_layouts() { one layouts layouts "$python" "$root/tests/integration/layouts.py"; }
-stage_parallel() { one parallel parallel_layouts "$python" "$root/tests/integration/parallel_layouts.py"; }
+# Ranks that share a device are ten times faster under the CUDA multi-process service, where there is one.
+stage_parallel() {
+  local ranks mps=no
+  export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
+  mkdir -p "$work/mps"
+  nvidia-cuda-mps-control -d 2>/dev/null && mps=yes
+  for ranks in ${HEARTH_GPU_RANKS:-4 8}; do
+    have "$bundle/trainer_layouts_layout_product_test" &&
+      one parallel "product_$ranks" "$root/tests/mpirun.sh" "$ranks" "$bundle/trainer_layouts_layout_product_test" -- cuda verbose
+  done
+  one parallel parallel_layouts "$python" "$root/tests/integration/parallel_layouts.py"
+  if [ "$mps" = yes ]; then echo quit | nvidia-cuda-mps-control; fi
+  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+}
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
 stage_bench() {

@@ -24,7 +24,10 @@ RecomputeChoice recompute_choice(const RecomputeConfig& config) {
     return config.granularity == "selective" &&
            std::find(config.modules.begin(), config.modules.end(), module) != config.modules.end();
   };
-  return {.norm = rebuilt("norm"), .swiglu = rebuilt("swiglu")};
+  return {.norm = rebuilt("norm"),
+          .swiglu = rebuilt("swiglu"),
+          .core_attention = rebuilt("core_attn"),
+          .every_layers = config.granularity == "full" ? config.num_layers : 0};
 }
 
 StoreOptions store_options(const ExperimentConfig& config, const ParallelGroups& groups, at::Device device) {

@@ -95,7 +95,7 @@ HeadNorm head_norm(Tensor section, const NormWeights& w) {
 struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
   // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without recompute.
   static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w, const RopeInput& rope) {
-    w->context->events->before_use(w->unit, UsePhase::Forward);
+    w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
     Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv);
     qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
@@ -169,7 +169,7 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
                             w->recompute.swiglu ? Tensor() : activated});
     keep_pointer(ctx, "w", w);
     Tensor out = context.rows.sum(linear(activated, w->down), "tp.down.y").wait();
-    context.events->after_use(w->unit, UsePhase::Forward);
+    context.after_forward(w->unit);
     return out.add_(x_nD);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -214,10 +214,10 @@ struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
     const ModelContext& context = *w->context;
     ctx->save_for_backward({ids_N});
     keep_pointer(ctx, "w", w);
-    context.events->before_use(w->unit, UsePhase::Forward);
+    context.before_forward(w->unit);
     Tensor rows = context.rows.size() == 1 ? kernels::embedding_forward_op(w->linear.weight, ids_N)
                                            : kernels::embedding_range_forward_op(w->linear.weight, ids_N, w->first_id);
-    context.events->after_use(w->unit, UsePhase::Forward);
+    context.after_forward(w->unit);
     return context.rows.sum(rows, "tp.embedding.y").wait();
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -253,7 +253,7 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
                                const VocabWeights* head, double scale) {
     const ModelContext& context = *head->context;
     const LinearWeights& w = head->linear;
-    context.events->before_use(head->unit, UsePhase::Forward);
+    context.before_forward(head->unit);
     context.events->before_gradient(w.parameters);
     const Tensor x_ND = context.rows.gather(x_nD, "tp.head.x").wait();
     const int64_t rows = x_ND.size(0);
@@ -269,7 +269,7 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
       dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
       kernels::linear_backward_weight_op(d_logits, x, main_grad);  // reported once, in backward
     }
-    context.events->after_use(head->unit, UsePhase::Forward);
+    context.after_forward(head->unit);
     ctx->save_for_backward({context.rows.sum(dx, "tp.head.dx").wait()});
     keep_pointer(ctx, "head", head);
     ctx->mark_non_differentiable({loss_sum});

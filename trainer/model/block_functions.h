@@ -37,6 +37,8 @@ struct NormWeights {
 struct RecomputeChoice {
   bool norm = true;    // normalised activations
   bool swiglu = true;  // silu(gate) x up
+  bool core_attention = false;  // softmax(q k) v; of the rest, q, k and v are kept
+  int64_t every_layers = 0;     // > 0: only the input of every so many layers is kept, and the rest is rebuilt
 };
 
 struct BlockWeights {

@@ -39,6 +39,15 @@ struct ModelContext {
   ContextParallel sequence;
   ParameterEvents* events = nullptr;    // never null once a Transformer is made
   WeightGradQueue* deferred = nullptr;  // null: weight gradients are computed at once
+  bool rebuilding = false;              // a forward pass inside backward (recompute.h)
+
+  // Around a forward use of a unit. What is rebuilt stays for the backward that follows at once.
+  void before_forward(int64_t unit) const {
+    events->before_use(unit, rebuilding ? UsePhase::Backward : UsePhase::Forward);
+  }
+  void after_forward(int64_t unit) const {
+    if (!rebuilding) events->after_use(unit, UsePhase::Forward);
+  }
 };
 
 }  // namespace hearth

@@ -11,6 +11,7 @@
 #include "kernels/cross_entropy_op.h"
 #include "kernels/gemm_op.h"
 #include "kernels/rope_op.h"
+#include "trainer/model/recompute.h"
 
 namespace hearth {
 
@@ -19,7 +20,7 @@ Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, 
 
 Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute,
                          const ModelChunk& chunk, const ModelContext& context)
-    : config_(config), parameters_(parameters), chunk_(chunk), context_(context) {
+    : config_(config), parameters_(parameters), chunk_(chunk), context_(context), recompute_(recompute) {
   if (context_.events == nullptr) context_.events = &no_events_;
   if (chunk.embedding) embedding_ = vocab_weights("model.embed_tokens.weight");
   if (chunk.head) {
@@ -27,11 +28,11 @@ Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, 
     final_norm_ = norm_weights("model.norm.weight");
   }
   for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer)
-    blocks_.push_back(block_weights(layer, recompute));
+    blocks_.push_back(block_weights(layer));
   anchor_ = at::zeros({}, at::TensorOptions(device()).dtype(at::kFloat)).set_requires_grad(true);
 }
 
-std::unique_ptr<BlockWeights> Transformer::block_weights(int64_t layer, RecomputeChoice recompute) {
+std::unique_ptr<BlockWeights> Transformer::block_weights(int64_t layer) {
   const std::string p = fmt::format("model.layers.{}.", layer), attn = p + "self_attn.", mlp_prefix = p + "mlp.";
   const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
   auto block = std::make_unique<BlockWeights>();
@@ -48,7 +49,7 @@ std::unique_ptr<BlockWeights> Transformer::block_weights(int64_t layer, Recomput
   block->num_heads = heads.query;
   block->num_kv_heads = heads.kv;
   block->head_width = config_.head_width();
-  block->recompute = recompute;
+  block->recompute = recompute_;
   block->unit = 1 + layer;
   block->context = &context_;
   return block;
@@ -122,25 +123,51 @@ RopeInput Transformer::rope_input(const ModelInput& input, int64_t first) {
 }
 
 at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const {
-  if (!input.shared) return attention(qkv, w.num_heads, w.num_kv_heads, input.layout);
-  return context_attention(qkv, w.num_heads, w.num_kv_heads, *input.shared, context_.sequence.method,
-                           *context_.sequence.comm);
+  const auto core = [this, &w, input](const at::Tensor& rows) {
+    if (!input.shared) return attention(rows, w.num_heads, w.num_kv_heads, input.layout);
+    return context_attention(rows, w.num_heads, w.num_kv_heads, *input.shared, context_.sequence.method,
+                             *context_.sequence.comm);
+  };
+  return w.recompute.core_attention && qkv.requires_grad() ? rebuilt_in_backward(qkv, core) : core(qkv);
+}
+
+at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input, const RopeInput& rope) const {
+  return mlp(attention_output(attend(attention_input(x, w, rope), w, input), x, w), w);
+}
+
+at::Tensor Transformer::rebuilt_blocks(const at::Tensor& x_nD, size_t begin, size_t end, const ModelInput& input,
+                                       const RopeInput& rope) {
+  return rebuilt_in_backward(x_nD, [=, this](const at::Tensor& x_in) {
+    context_.rebuilding = at::GradMode::is_enabled();
+    at::Tensor x = x_in;
+    for (size_t layer = begin; layer < end; ++layer) x = block(x, *blocks_[layer], input, rope);
+    context_.rebuilding = false;
+    return x;
+  });
 }
 
 at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input, KvCache* cache) {
   const RopeInput rope = rope_input(input, cache != nullptr ? cache->length : 0);
   at::Tensor x = chunk_.embedding ? embedding(input.ids_N, embedding_, anchor_) : x_nD;
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const BlockWeights& w = *blocks_[layer];
-    const at::Tensor qkv = attention_input(x, w, rope);
-    const at::Tensor attended = cache != nullptr
-                                    ? attention_cached(qkv, w.num_heads, w.num_kv_heads, input.layout, *cache,
-                                                       static_cast<int64_t>(layer))
-                                    : attend(qkv, w, input);
-    x = mlp(attention_output(attended, x, w), w);
+  const size_t count = blocks_.size(), step = static_cast<size_t>(recompute_.every_layers);
+  if (cache != nullptr) {
+    for (size_t layer = 0; layer < count; ++layer) x = cached_block(x, layer, input, rope, *cache);
+    cache->length += input.layout.sequence;
+  } else if (step > 0 && x.requires_grad()) {
+    for (size_t begin = 0; begin < count; begin += step)
+      x = rebuilt_blocks(x, begin, std::min(begin + step, count), input, rope);
+  } else {
+    for (const auto& w : blocks_) x = block(x, *w, input, rope);
   }
-  if (cache != nullptr) cache->length += input.layout.sequence;
   return chunk_.head ? rms_norm(x, final_norm_, context_) : x;
+}
+
+at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const ModelInput& input, const RopeInput& rope,
+                                     KvCache& cache) const {
+  const BlockWeights& w = *blocks_[layer];
+  const at::Tensor attended = attention_cached(attention_input(x, w, rope), w.num_heads, w.num_kv_heads, input.layout,
+                                               cache, static_cast<int64_t>(layer));
+  return mlp(attention_output(attended, x, w), w);
 }
 
 // Logits of this rank's part of the vocabulary, padding included.
@@ -149,16 +176,16 @@ at::Tensor Transformer::head_rows(const at::Tensor& hidden_ND) {
 }
 
 at::Tensor Transformer::logits(const at::Tensor& hidden_nD) {
-  context_.events->before_use(head_.unit, UsePhase::Forward);
+  context_.before_forward(head_.unit);
   const at::Tensor mine = head_rows(context_.rows.gather(hidden_nD, "tp.head.x").wait());
-  context_.events->after_use(head_.unit, UsePhase::Forward);
+  context_.after_forward(head_.unit);
   if (context_.rows.size() == 1) return mine.narrow(1, 0, config_.vocab_size);
   const at::Tensor all = context_.rows.gather_all(mine, "tp.head.logits");  // [size, N, V / size]
   return all.transpose(0, 1).reshape({mine.size(0), -1}).narrow(1, 0, config_.vocab_size);
 }
 
 at::Tensor Transformer::logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N) {
-  context_.events->before_use(head_.unit, UsePhase::Forward);
+  context_.before_forward(head_.unit);
   const at::Tensor hidden = context_.rows.gather(hidden_nD, "tp.head.x").wait();
   const int64_t chunk = rows_per_logits_chunk(hidden.size(0), head_.linear.weight.size(0), hidden.element_size());
   at::Tensor out = at::zeros({hidden.size(0)}, hidden.options().dtype(at::kFloat));
@@ -175,7 +202,7 @@ at::Tensor Transformer::logprobs(const at::Tensor& hidden_nD, const at::Tensor& 
       result.copy_(loss.loss_N).neg_();
     }
   }
-  context_.events->after_use(head_.unit, UsePhase::Forward);
+  context_.after_forward(head_.unit);
   return out;
 }
 

@@ -69,17 +69,24 @@ class Transformer {
   LinearWeights linear_weights(const std::string& first, const std::string& last, bool has_bias);
   NormWeights norm_weights(const std::string& name);
   VocabWeights vocab_weights(const std::string& name) const;
-  std::unique_ptr<BlockWeights> block_weights(int64_t layer, RecomputeChoice recompute);
+  std::unique_ptr<BlockWeights> block_weights(int64_t layer);
   at::Tensor head_rows(const at::Tensor& hidden_ND);
   void extend_rope_table(int64_t positions);
   RopeInput rope_input(const ModelInput& input, int64_t first);
   at::Tensor attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const;
+  at::Tensor block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input, const RopeInput& rope) const;
+  at::Tensor cached_block(const at::Tensor& x, size_t layer, const ModelInput& input, const RopeInput& rope,
+                          KvCache& cache) const;
+  // Blocks [begin, end) of this chunk, of which only the input is kept.
+  at::Tensor rebuilt_blocks(const at::Tensor& x_nD, size_t begin, size_t end, const ModelInput& input,
+                            const RopeInput& rope);
 
   ModelConfig config_;
   ParameterStore& parameters_;
   ModelChunk chunk_;
   ParameterEvents no_events_;
   ModelContext context_;
+  RecomputeChoice recompute_;
   VocabWeights embedding_, head_;
   NormWeights final_norm_;
   std::vector<std::unique_ptr<BlockWeights>> blocks_;

@@ -53,24 +53,34 @@ at::Device test_device() {
   return device;
 }
 
-// All factorisations x stages x schedules, shapes in turn.
+// Every schedule x stage x way of context parallelism for one factorisation; shapes and recompute go in turn.
+void add_variants(std::vector<Layout>& product, const Layout& factors) {
+  static const std::vector<std::string> recompute = {"selective", "full", "core_attn"};
+  const std::vector<std::string> methods =
+      factors.cp > 1 ? std::vector<std::string>{"p2p", "a2a"} : std::vector<std::string>{"p2p"};
+  for (const std::string& schedule : kSchedules) {
+    if (factors.pp == 1 && schedule != "1f1b") continue;
+    for (int64_t stage = 0; stage <= 3; ++stage)
+      for (const std::string& method : methods) {
+        const size_t n = product.size();
+        Layout layout = factors;
+        layout.zero_stage = stage;
+        layout.schedule = schedule;
+        layout.cp_comm_type = method;
+        layout.shape = (n + n / 4) % 2 == 0 ? Shape::Tied : Shape::QkNormAndBias;
+        layout.recompute = recompute[(n + n / 12) % recompute.size()];
+        product.push_back(layout);
+      }
+  }
+}
+
 std::vector<Layout> full_product(int ranks) {
   std::vector<Layout> product;
   for (int tp = 1; tp <= ranks; ++tp)
     for (int pp = 1; tp * pp <= ranks; ++pp)
-      for (int cp = 1; tp * pp * cp <= ranks; ++cp) {
-        if (ranks % (tp * pp * cp) != 0) continue;
-        for (const std::string& schedule : kSchedules)
-          for (int64_t stage = 0; stage <= 3; ++stage) {
-            if (pp == 1 && schedule != "1f1b") continue;
-            for (const char* method : {"p2p", "a2a"}) {
-              if (cp == 1 && method == std::string("a2a")) continue;
-              const Shape shape =
-                  (product.size() + product.size() / 4) % 2 == 0 ? Shape::Tied : Shape::QkNormAndBias;
-              product.push_back({tp, pp, cp, ranks / (tp * pp * cp), stage, schedule, method, shape});
-            }
-          }
-      }
+      for (int cp = 1; tp * pp * cp <= ranks; ++cp)
+        if (ranks % (tp * pp * cp) == 0)
+          add_variants(product, {.tp = tp, .pp = pp, .cp = cp, .dp = ranks / (tp * pp * cp)});
   return product;
 }
 
@@ -81,6 +91,7 @@ std::vector<std::string> features(const Layout& l) {
   if (l.dp > 1) found.push_back("dp");
   if (l.pp > 1) found.push_back(l.schedule);
   if (l.cp > 1) found.push_back("cp." + l.cp_comm_type);
+  found.push_back(l.recompute);
   found.push_back(l.shape == Shape::Tied ? "tied" : "qk_norm");
   return found;
 }

@@ -96,8 +96,8 @@ Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOpt
 }  // namespace
 
 std::string Layout::describe() const {
-  return fmt::format("tp {} pp {} cp {} dp {} zero {} {} {} {}", tp, pp, cp, dp, zero_stage, schedule,
-                     cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias");
+  return fmt::format("tp {} pp {} cp {} dp {} zero {} {} {} {} {}", tp, pp, cp, dp, zero_stage, schedule,
+                     cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias", recompute);
 }
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) {
@@ -112,6 +112,11 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.optimizer.lr_warmup_iters = 10;
   c.optimizer.clip_grad = options.clip_grad;
   c.precision.dtype = config_name(options.dtype);
+  if (layout.recompute == "full") {
+    c.recompute = {.granularity = "full", .num_layers = 3};
+  } else if (layout.recompute == "core_attn") {
+    c.recompute.modules = {"core_attn"};
+  }
   c.parallel.tensor_model_parallel_size = layout.tp;
   c.parallel.pipeline_model_parallel_size = layout.pp;
   c.parallel.context_parallel_size = layout.cp;
