@@ -47,11 +47,23 @@ uint64_t FlightRecorder::begin(const Call& call) {
   e.dtype = call.dtype;
   e.state = State::Pending;
   e.begun = e.ended = Clock::now();
+  if (Observer* observer = observer_) observer->begin(e.id, call);
   return e.id;
+}
+
+void FlightRecorder::observe(Observer* observer) {
+  const std::lock_guard lock(mutex_);
+  observer_ = observer;
+}
+
+void FlightRecorder::tell_issued(uint64_t id) {
+  const std::lock_guard lock(mutex_);
+  if (Observer* observer = observer_) observer->issued(id);
 }
 
 void FlightRecorder::close(uint64_t id, State state) {
   const std::lock_guard lock(mutex_);
+  if (Observer* observer = observer_) observer->end(id);
   Entry& e = ring_[id % ring_.size()];
   if (e.id != id) return;  // forgotten: the ring went round
   e.state = state;

@@ -5,6 +5,7 @@
 // PyTorch's ProcessGroupNCCL and of MegaScale (Jiang et al. 2024).
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <mutex>
@@ -38,6 +39,17 @@ class FlightRecorder {
     Clock::time_point begun, ended;
   };
 
+  // Told about every call, for traces. end() comes on any thread, the others on the thread that makes the
+  // call. Must not call the recorder: it is locked.
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    virtual void begin(uint64_t id, const Call& call) = 0;
+    virtual void issued(
+        uint64_t id) = 0;               // what begin() announced is on its way; not told for a blocking call
+    virtual void end(uint64_t id) = 0;  // done or failed
+  };
+
   explicit FlightRecorder(size_t capacity = 2048);
   FlightRecorder(const FlightRecorder&) = delete;
   FlightRecorder& operator=(const FlightRecorder&) = delete;
@@ -45,6 +57,13 @@ class FlightRecorder {
   uint64_t begin(const Call& call);  // returns the id that end() and fail() take
   void end(uint64_t id) { close(id, State::Done); }
   void fail(uint64_t id) { close(id, State::Failed); }
+  // For the observer alone: the call is launched, and may be pending for long. Without an observer it costs a
+  // load.
+  void issued(uint64_t id) {
+    if (observer_ != nullptr) tell_issued(id);
+  }
+  // Null: none. Returns when no thread is inside the observer that was there before.
+  void observe(Observer* observer);
 
   // One text, oldest first: "all_reduce grad.bucket3 (group dp, call 412, 1048576 bytes bf16, 2.0 s); ...
   // last finished: ...".
@@ -55,9 +74,11 @@ class FlightRecorder {
 
  private:
   void close(uint64_t id, State state);
+  void tell_issued(uint64_t id);
   mutable std::mutex mutex_;
   std::vector<Entry> ring_;
   uint64_t last_id_ = 0;
+  std::atomic<Observer*> observer_ = nullptr;  // changed and called under mutex_
 };
 
 }  // namespace hearth

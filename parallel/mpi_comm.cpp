@@ -223,6 +223,7 @@ WorkPtr MpiComm::start(std::unique_ptr<Call> call) {
     }
   }
   session_.progress();
+  recorder_.issued(call->id);
   return std::make_unique<CallWork>(*this, std::move(call));
 }
 

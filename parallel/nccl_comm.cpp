@@ -183,6 +183,7 @@ WorkPtr NcclComm::start(std::string_view op, int64_t count, DType dtype, std::st
     check_nccl(code, flight.what, comm_);
   }
   check_cuda(cudaEventRecord(flight.done.get(), stream_.get()), "cudaEventRecord");
+  recorder_.issued(id);  // before the watchdog can end the call
   watchdog_->enqueued(flight);
   return std::make_unique<FlightWork>(*this, flight);
 }

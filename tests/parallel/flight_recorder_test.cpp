@@ -1,5 +1,7 @@
 #include "parallel/flight_recorder.h"
 
+#include <fmt/core.h>
+
 #include <boost/test/unit_test.hpp>
 #include <thread>
 
@@ -58,6 +60,25 @@ BOOST_AUTO_TEST_CASE(dump_has_a_line_per_call) {
   BOOST_TEST(std::count(text.begin(), text.end(), '\n') == 3);  // heading and two calls
   BOOST_TEST(contains(text, "1 dp 1 all_reduce one 4096 bf16 done "));
   BOOST_TEST(contains(text, "2 dp 2 all_reduce two 4096 bf16 pending "));
+}
+
+BOOST_AUTO_TEST_CASE(an_observer_is_told_of_every_call) {
+  struct Notes final : FlightRecorder::Observer {
+    void begin(uint64_t id, const FlightRecorder::Call& call) override { text += fmt::format("begin {} {};", id, call.site); }
+    void issued(uint64_t id) override { text += fmt::format("issued {};", id); }
+    void end(uint64_t id) override { text += fmt::format("end {};", id); }
+    std::string text;
+  } notes;
+  FlightRecorder recorder(1);
+  recorder.end(begin(recorder, "unseen", 1));
+  recorder.observe(&notes);
+  const auto two = begin(recorder, "two", 2), three = begin(recorder, "three", 3);
+  recorder.issued(two);
+  recorder.end(two);  // forgotten by the ring, not by the observer
+  recorder.fail(three);
+  recorder.observe(nullptr);
+  recorder.end(begin(recorder, "unseen", 4));
+  BOOST_TEST(notes.text == "begin 2 two;begin 3 three;issued 2;end 2;end 3;");
 }
 
 BOOST_AUTO_TEST_CASE(threads_may_share_it) {
