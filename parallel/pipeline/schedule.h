@@ -69,22 +69,24 @@ struct PipelineSchedule {
 // stages.
 PipelineSchedule make_schedule(ScheduleKind kind, int stages, int chunks, int micros);
 
-// Adds the transfers to a schedule of compute actions. After a compute action: its sends (chunk and micro are
-// the producer's), where the neighbour virtual stage lives on another rank. Before the compute action that
-// needs it, and one compute action ahead of that where there is one: the recv (chunk and micro are the
-// consumer's).
+// Adds the transfers to a schedule of compute actions: a send (chunk and micro are the producer's) after the
+// compute action that makes it, where the neighbour virtual stage lives on another rank, and its recv (chunk
+// and micro are the consumer's) before the compute action that needs it, earlier where that is safe.
+//
+// Safe: all ranks keep one order of all transfers and compute actions, by time in a run where every piece
+// takes one unit; a transfer has the time of the action that sends. So no list can hang even where a transfer
+// stops whatever its rank does after it, as a kernel that waits for a peer may (CUDA promises no progress of
+// one stream past another, and hardware queues are shared). check_schedule asks for that.
 //
 // What an executor must do: Send and Recv only post asynchronous transfers; a compute action waits for the
 // transfers that it needs. For each ordered pair of ranks (channel a -> b) there is one FIFO: the k-th send
 // that a posts to b is the k-th recv that b posts from a, activations and gradients alike. Where the
-// consumer's order differs from the channel's, a recv is posted earlier than it need be. Given that, no list
-// can deadlock: a transfer waits only for posts, and posts wait only for compute actions that the list of
-// compute actions alone already orders.
+// consumer's order differs from the channel's, a recv is posted earlier than it need be.
 PipelineSchedule with_transfers(const PipelineSchedule& schedule);
 
 // Throws Error{Internal} naming the first rule broken: each (virtual stage, micro) has one Forward, then
 // exactly one of Backward or (BackwardInput, then BackwardWeight), all on the rank that holds it; the lists
-// can be run to their end on all ranks; where there are transfers, each needed one is posted once on both
+// can be run to their end on all ranks, even if each transfer held up both its ends until it is through; where there are transfers, each needed one is posted once on both
 // ends, on the right side of its compute action, and both ends of each channel agree on the order. A schedule
 // without any transfer is checked as one of compute actions.
 void check_schedule(const PipelineSchedule& schedule);

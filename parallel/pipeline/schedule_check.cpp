@@ -21,6 +21,7 @@ class ScheduleCheck {
     replay();
     check_complete();
     check_channels_empty();
+    check_serial();
   }
 
  private:
@@ -139,23 +140,20 @@ class ScheduleCheck {
   void post(int rank, const Action& action) {
     const bool sends = action.kind == ActionKind::SendForward || action.kind == ActionKind::SendBackward;
     const bool gradient = action.kind == ActionKind::SendBackward || action.kind == ActionKind::RecvBackward;
-    const Piece piece{gradient ? ActionKind::Backward : ActionKind::Forward, action.chunk, action.micro};
-    const auto message =
-        sends ? output_message(schedule_, rank, piece) : input_message(schedule_, rank, piece);
-    if (!message) broken(rank, "there is no other rank for this transfer");
+    const Message message = message_of(rank, action);
     const State own = state(schedule_.virtual_stage(rank, action.chunk), action.micro);
     if (sends && own < (gradient ? State::InputDone : State::Forwarded))
       broken(rank, "sends what it has not computed");
     if (!sends && own >= (gradient ? State::InputDone : State::Forwarded))
       broken(rank, "posts a recv after its use");
-    Channel& channel = channels_[{message->from, message->to}];
+    Channel& channel = channels_[{message.from, message.to}];
     auto& posted = sends ? channel.sends : channel.recvs;
     const auto& other = sends ? channel.recvs : channel.sends;
     for (const Action& before : posted)
-      if (before == message->recv) broken(rank, "a second post of the same transfer");
-    posted.push_back(message->recv);
-    if (posted.size() <= other.size() && !(other[posted.size() - 1] == message->recv))
-      broken(rank, "channel {} -> {}: post {} is {} at the other end", message->from, message->to,
+      if (before == message.recv) broken(rank, "a second post of the same transfer");
+    posted.push_back(message.recv);
+    if (posted.size() <= other.size() && !(other[posted.size() - 1] == message.recv))
+      broken(rank, "channel {} -> {}: post {} is {} at the other end", message.from, message.to,
              posted.size() - 1, describe(other[posted.size() - 1]));
   }
 
@@ -174,6 +172,51 @@ class ScheduleCheck {
       if (channel.sends.size() != channel.recvs.size())
         broken(ends.second, "channel {} -> {}: {} sends, {} recvs", ends.first, ends.second,
                channel.sends.size(), channel.recvs.size());
+  }
+
+  // Nothing overlaps and a transfer takes both ends at once.
+  void check_serial() {
+    positions_.assign(schedule_.ranks.size(), 0);
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (int rank = 0; rank < schedule_.stages; ++rank)
+        while (serial_step(rank)) moved = true;
+    }
+    for (int rank = 0; rank < schedule_.stages; ++rank)
+      if (head(rank) != nullptr)
+        broken(rank, "would wait forever where transfers hold up what comes after them");
+  }
+
+  const Action* head(int rank) const {
+    const auto& list = schedule_.ranks[static_cast<size_t>(rank)];
+    const size_t at = positions_[static_cast<size_t>(rank)];
+    return at < list.size() ? &list[at] : nullptr;
+  }
+
+  bool serial_step(int rank) {
+    const Action* action = head(rank);
+    if (action == nullptr) return false;
+    if (is_transfer(*action)) {
+      const Message message = message_of(rank, *action);
+      const bool sends = message.from == rank;
+      const int peer = sends ? message.to : message.from;
+      const Action* other = head(peer);
+      if (other == nullptr || !(*other == (sends ? message.recv : message.send))) return false;
+      ++positions_[static_cast<size_t>(peer)];
+    }
+    ++positions_[static_cast<size_t>(rank)];
+    return true;
+  }
+
+  Message message_of(int rank, const Action& transfer) const {
+    const bool sends = transfer.kind == ActionKind::SendForward || transfer.kind == ActionKind::SendBackward;
+    const bool gradient =
+        transfer.kind == ActionKind::SendBackward || transfer.kind == ActionKind::RecvBackward;
+    const Piece piece{gradient ? ActionKind::Backward : ActionKind::Forward, transfer.chunk, transfer.micro};
+    const auto message =
+        sends ? output_message(schedule_, rank, piece) : input_message(schedule_, rank, piece);
+    if (!message) broken(rank, "there is no other rank for this transfer");
+    return *message;
   }
 
   const PipelineSchedule& schedule_;

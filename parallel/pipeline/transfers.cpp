@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "parallel/pipeline/schedule_kinds.h"
@@ -8,84 +9,109 @@
 namespace hearth {
 namespace {
 
-// Transfers of one rank, by the compute action that they stand next to.
-struct Transfers {
-  std::vector<std::vector<Action>> recvs_before, sends_after;  // [compute actions of the rank]
+struct Span {
+  int start = 0, end = 0;
 };
 
-using Channels = std::map<std::pair<int, int>, std::vector<Message>>;  // (from, to) -> in order of sending
-using RecvKey = std::tuple<ActionKind, int, int>;                      // kind, chunk, micro
+int duration(const Pieces& parts) {
+  int units = 0;
+  for (const Piece& piece : parts) units += piece.kind == ActionKind::Backward ? 2 : 1;
+  return units;
+}
 
-Channels add_sends(const PipelineSchedule& schedule, std::vector<Transfers>& transfers) {
-  Channels channels;
+// When each compute action would run if forward, input gradient and weight gradient took one unit each and
+// transfers none: [ranks][compute actions].
+class UnitTimes {
+ public:
+  explicit UnitTimes(const PipelineSchedule& schedule) : schedule_(schedule), spans_(schedule.ranks.size()) {
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (int rank = 0; rank < schedule.stages; ++rank)
+        while (step(rank)) moved = true;
+    }
+    for (size_t rank = 0; rank < spans_.size(); ++rank)
+      HEARTH_REQUIRE(spans_[rank].size() == schedule.ranks[rank].size(),
+                     "with_transfers: rank {} never gets what action {} waits for", rank,
+                     spans_[rank].size());
+  }
+  const Span& operator()(int rank, size_t action) const { return spans_[static_cast<size_t>(rank)][action]; }
+
+ private:
+  using SendKey = std::tuple<int, ActionKind, int, int>;  // sending rank, kind, chunk, micro
+
+  bool step(int rank) {
+    auto& spans = spans_[static_cast<size_t>(rank)];
+    const auto& list = schedule_.ranks[static_cast<size_t>(rank)];
+    if (spans.size() == list.size()) return false;
+    const Pieces parts = pieces(list[spans.size()]);
+    int start = spans.empty() ? 0 : spans.back().end;
+    for (const Piece& piece : parts)
+      if (const auto message = input_message(schedule_, rank, piece)) {
+        const auto sent =
+            sent_.find({message->from, message->send.kind, message->send.chunk, message->send.micro});
+        if (sent == sent_.end()) return false;
+        start = std::max(start, sent->second);
+      }
+    spans.push_back({start, start + duration(parts)});
+    for (const Piece& piece : parts)
+      if (const auto message = output_message(schedule_, rank, piece))
+        sent_[{rank, message->send.kind, message->send.chunk, message->send.micro}] = spans.back().end;
+    return true;
+  }
+
+  const PipelineSchedule& schedule_;
+  std::vector<std::vector<Span>> spans_;
+  std::map<SendKey, int> sent_;
+};
+
+// All transfers of all ranks in one order, which both ends follow: by the start of the action that sends.
+struct Transfer {
+  int start;  // of the sending action
+  Message message;
+  size_t producer;  // index of the sending action in its list
+};
+
+std::vector<Transfer> ordered_transfers(const PipelineSchedule& schedule, const UnitTimes& times) {
+  std::vector<Transfer> transfers;
   for (int rank = 0; rank < schedule.stages; ++rank) {
-    const auto& actions = schedule.ranks[static_cast<size_t>(rank)];
-    auto& sends = transfers[static_cast<size_t>(rank)].sends_after;
-    for (size_t i = 0; i < actions.size(); ++i)
-      for (const Piece& piece : pieces(actions[i]))
-        if (const auto message = output_message(schedule, rank, piece)) {
-          sends[i].push_back(message->send);
-          channels[{message->from, message->to}].push_back(*message);
-        }
+    const auto& list = schedule.ranks[static_cast<size_t>(rank)];
+    for (size_t i = 0; i < list.size(); ++i)
+      for (const Piece& piece : pieces(list[i]))
+        if (const auto message = output_message(schedule, rank, piece))
+          transfers.push_back({times(rank, i).start, *message, i});
   }
-  return channels;
-}
-
-// Which compute action of `rank` needs which recv.
-std::map<RecvKey, size_t> needs_of(const PipelineSchedule& schedule, int rank) {
-  std::map<RecvKey, size_t> needs;
-  const auto& actions = schedule.ranks[static_cast<size_t>(rank)];
-  for (size_t i = 0; i < actions.size(); ++i)
-    for (const Piece& piece : pieces(actions[i]))
-      if (const auto message = input_message(schedule, rank, piece))
-        needs[{message->recv.kind, message->recv.chunk, message->recv.micro}] = i;
-  return needs;
-}
-
-// Posts the recvs of one channel in its order, each one compute action ahead of its use or, where a later
-// message of the channel is used sooner, ahead of that use.
-void add_recvs(const std::vector<Message>& messages, const std::map<RecvKey, size_t>& needs,
-               Transfers& transfers) {
-  size_t latest = transfers.recvs_before.size();
-  std::vector<size_t> positions(messages.size());
-  for (size_t k = messages.size(); k-- > 0;) {
-    const Action& recv = messages[k].recv;
-    const size_t need = needs.at({recv.kind, recv.chunk, recv.micro});
-    latest = std::min(latest, need == 0 ? 0 : need - 1);
-    positions[k] = latest;
-  }
-  for (size_t k = 0; k < messages.size(); ++k)
-    transfers.recvs_before[positions[k]].push_back(messages[k].recv);
+  // Stable: what one action sends stays in the order of its pieces, on both sides.
+  std::stable_sort(transfers.begin(), transfers.end(), [](const Transfer& a, const Transfer& b) {
+    return std::tuple(a.start, a.message.from) < std::tuple(b.start, b.message.from);
+  });
+  return transfers;
 }
 
 }  // namespace
 
 PipelineSchedule with_transfers(const PipelineSchedule& schedule) {
-  std::vector<Transfers> transfers;
-  for (const auto& actions : schedule.ranks) {
+  for (const auto& actions : schedule.ranks)
     HEARTH_REQUIRE(std::none_of(actions.begin(), actions.end(), is_transfer),
                    "with_transfers: the schedule has transfers already");
-    transfers.push_back(
-        {std::vector<std::vector<Action>>(actions.size()), std::vector<std::vector<Action>>(actions.size())});
+  const UnitTimes times(schedule);
+  // [ranks][gaps]: what stands before each compute action, and after the last.
+  std::vector<std::vector<std::vector<Action>>> gaps;
+  for (const auto& actions : schedule.ranks) gaps.emplace_back(actions.size() + 1);
+  for (const Transfer& transfer : ordered_transfers(schedule, times)) {
+    const auto [from, to, send, recv] = transfer.message;
+    gaps[static_cast<size_t>(from)][transfer.producer + 1].push_back(send);
+    auto& receiver = gaps[static_cast<size_t>(to)];
+    size_t gap = 0;
+    while (gap + 1 < receiver.size() && times(to, gap).start <= transfer.start) ++gap;
+    receiver[gap].push_back(recv);
   }
-  const Channels channels = add_sends(schedule, transfers);
-  std::vector<std::map<RecvKey, size_t>> needs;
-  for (int rank = 0; rank < schedule.stages; ++rank) needs.push_back(needs_of(schedule, rank));
-  for (const auto& [ends, messages] : channels) {
-    const auto to = static_cast<size_t>(ends.second);
-    add_recvs(messages, needs[to], transfers[to]);
-  }
-
   PipelineSchedule out = schedule;
   for (size_t rank = 0; rank < out.ranks.size(); ++rank) {
     const std::vector<Action> compute = std::exchange(out.ranks[rank], {});
     auto& list = out.ranks[rank];
-    for (size_t i = 0; i < compute.size(); ++i) {
-      const auto& recvs = transfers[rank].recvs_before[i];
-      const auto& sends = transfers[rank].sends_after[i];
-      list.insert(list.end(), recvs.begin(), recvs.end());
-      list.push_back(compute[i]);
-      list.insert(list.end(), sends.begin(), sends.end());
+    for (size_t i = 0; i <= compute.size(); ++i) {
+      list.insert(list.end(), gaps[rank][i].begin(), gaps[rank][i].end());
+      if (i < compute.size()) list.push_back(compute[i]);
     }
   }
   return out;
