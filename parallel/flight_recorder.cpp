@@ -35,6 +35,17 @@ FlightRecorder::FlightRecorder(size_t capacity) : ring_(capacity) {
   HEARTH_REQUIRE(capacity > 0, "flight recorder: capacity must be > 0");
 }
 
+int FlightRecorder::add_group(std::vector<int> ranks) {
+  const std::lock_guard lock(mutex_);
+  groups_.push_back(std::move(ranks));
+  return static_cast<int>(groups_.size()) - 1;
+}
+
+std::vector<std::vector<int>> FlightRecorder::groups() const {
+  const std::lock_guard lock(mutex_);
+  return groups_;
+}
+
 uint64_t FlightRecorder::begin(const Call& call) {
   const std::lock_guard lock(mutex_);
   Entry& e = ring_[++last_id_ % ring_.size()];
@@ -45,6 +56,9 @@ uint64_t FlightRecorder::begin(const Call& call) {
   e.seq = call.seq;
   e.size_bytes = call.size_bytes;
   e.dtype = call.dtype;
+  e.group_id = call.group_id;
+  e.peer = call.peer;
+  e.held = false;
   e.state = State::Pending;
   e.begun = e.ended = Clock::now();
   if (Observer* observer = observer_) observer->begin(e.id, call);
@@ -70,14 +84,34 @@ void FlightRecorder::close(uint64_t id, State state) {
   e.ended = Clock::now();
 }
 
+void FlightRecorder::hold(uint64_t id) {
+  const std::lock_guard lock(mutex_);
+  Entry& e = ring_[id % ring_.size()];
+  if (e.id == id) e.held = true;
+}
+
+void FlightRecorder::raise_alarm(ErrorKind kind, std::string_view reason) {
+  const std::lock_guard lock(mutex_);
+  if (alarm_) return;
+  alarm_ = Alarm{kind, std::string(reason), sorted_entries()};
+  alarmed_ = true;
+}
+
+std::optional<FlightRecorder::Alarm> FlightRecorder::alarm() const {
+  const std::lock_guard lock(mutex_);
+  return alarm_;
+}
+
 std::vector<FlightRecorder::Entry> FlightRecorder::entries() const {
+  const std::lock_guard lock(mutex_);
+  return sorted_entries();
+}
+
+// The ring from its oldest entry on.
+std::vector<FlightRecorder::Entry> FlightRecorder::sorted_entries() const {
   std::vector<Entry> out;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const Entry& e : ring_)
-      if (e.id != 0) out.push_back(e);
-  }
-  std::sort(out.begin(), out.end(), [](const Entry& a, const Entry& b) { return a.id < b.id; });
+  const uint64_t kept = std::min<uint64_t>(last_id_, ring_.size());
+  for (uint64_t id = last_id_ - kept + 1; id <= last_id_; ++id) out.push_back(ring_[id % ring_.size()]);
   return out;
 }
 

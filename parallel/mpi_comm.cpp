@@ -153,6 +153,7 @@ MpiComm::MpiComm(MpiSession& session, FlightRecorder& recorder, Options options)
       options_.group, ranks.size(), size_);
   sends_to_.resize(ranks.size());
   recvs_from_.resize(ranks.size());
+  group_id_ = recorder_.add_group(ranks);
   int* limit = nullptr;
   int known = 0;
   check_mpi(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &limit, &known), "MPI_Comm_get_attr");
@@ -182,7 +183,9 @@ int MpiComm::peer_tag(std::vector<uint64_t>& counters, int peer) {
   return static_cast<int>(counters[static_cast<size_t>(peer)]++ % static_cast<uint64_t>(tag_limit_));
 }
 
-WorkPtr MpiComm::start(std::unique_ptr<Call> call) {
+WorkPtr MpiComm::start(Call fields) {
+  auto call = std::make_unique<Call>(std::move(fields));
+  const bool pair = call->kind == Kind::Send || call->kind == Kind::Recv;
   HEARTH_CHECK(!session_.broken(), Peer, "{} '{}' (group {}): an earlier exchange between ranks failed",
                op_name(call->kind), call->site, options_.group);
   HEARTH_REQUIRE(call->count >= 0, "{} '{}': count {} is negative", op_name(call->kind), call->site,
@@ -191,6 +194,7 @@ WorkPtr MpiComm::start(std::unique_ptr<Call> call) {
                  "{} '{}': cannot reduce elements of type {}", op_name(call->kind), call->site,
                  config_name(call->dtype));
   call->seq = ++seq_;
+  call->chunk = call->kind == Kind::AllReduce ? ceil_div(call->count, size_) : call->count;
   const int64_t limit = is_reduction(call->kind) ? kSegmentBytes : kMaxMessageBytes;
   call->segment_count = std::max<int64_t>(1, limit / call->width());
   if (call->kind == Kind::AllReduceDirect) call->segment_count = std::max<int64_t>(1, call->chunk);
@@ -200,10 +204,12 @@ WorkPtr MpiComm::start(std::unique_ptr<Call> call) {
                               .group = options_.group,
                               .seq = call->seq,
                               .size_bytes = call->count * call->width(),
-                              .dtype = call->dtype});
+                              .dtype = call->dtype,
+                              .group_id = group_id_,
+                              .peer = pair ? options_.ranks[static_cast<size_t>(call->peer)] : -1});
   if (call->done()) recorder_.end(call->id);
   constexpr int kStages = 2;
-  if (call->kind == Kind::Send || call->kind == Kind::Recv) {
+  if (pair) {
     // One message per tag; a long one takes consecutive tags of this pair.
     auto& counters = call->kind == Kind::Send ? sends_to_ : recvs_from_;
     call->tag = peer_tag(counters, call->peer);
@@ -264,8 +270,8 @@ void MpiComm::check_completed(const Segment& segment, int code) {
     if (code != MPI_ERR_IN_STATUS || status.MPI_ERROR == MPI_ERR_PENDING) continue;
     int kind = MPI_SUCCESS;
     MPI_Error_class(status.MPI_ERROR, &kind);
-    HEARTH_CHECK(kind != MPI_ERR_TRUNCATE, Internal,
-                 "{}: a longer message came than was expected: ranks make different calls (please report)", what);
+    if (kind == MPI_ERR_TRUNCATE)
+      report_different_calls(segment, fmt::format("{}: a longer message came than was expected", what));
     check_mpi(status.MPI_ERROR, what);
   }
   check_mpi(code, what);
@@ -278,13 +284,21 @@ void MpiComm::check_lengths(const Segment& segment) {
     if (want < 0) continue;
     int got = 0;
     check_mpi(MPI_Get_count(&statuses_[i], MPI_BYTE, &got), "MPI_Get_count");
-    HEARTH_CHECK(
-        got == want, Internal,
-        "{} '{}' (group {}, call {}): rank {} sent {} bytes, {} were expected: ranks make different calls "
-        "(please report)",
-        op_name(segment.call->kind), segment.call->site, options_.group, segment.call->seq,
-        options_.ranks[static_cast<size_t>(peer)], got, want);
+    if (got == want) continue;
+    report_different_calls(
+        segment, fmt::format("{} '{}' (group {}, call {}): rank {} sent {} bytes, {} were expected",
+                             op_name(segment.call->kind), segment.call->site, options_.group,
+                             segment.call->seq, options_.ranks[static_cast<size_t>(peer)], got, want));
   }
+}
+
+// Of the kind Timeout, as a mismatch that shows only at the deadline is.
+void MpiComm::report_different_calls(const Segment& segment, const std::string& what) {
+  session_.mark_broken();
+  recorder_.hold(segment.call->id);
+  const std::string text = what + ": ranks make different calls";
+  recorder_.raise_alarm(ErrorKind::Timeout, text);
+  fail(ErrorKind::Timeout, "{}", text);
 }
 
 void MpiComm::advance(Segment& segment) {
@@ -421,6 +435,7 @@ void MpiComm::wait(Call& call) {
   if (call.done()) return;
   HEARTH_CHECK(!session_.broken(), Peer, "{} '{}' (group {}): an earlier exchange between ranks failed",
                op_name(call.kind), call.site, options_.group);
+  recorder_.hold(call.id);
   if (!session_.wait([&] { return call.done(); }, options_.timeout_s)) give_up(call);
 }
 
@@ -452,14 +467,17 @@ std::string MpiComm::missing_ranks(Call& call) {
 void MpiComm::give_up(Call& call) {
   session_.mark_broken();
   const std::string pending = recorder_.describe_pending();
-  recorder_.fail(call.id);
   const std::string who = missing_ranks(call);
   const std::string state = who.empty()               ? "it waits for an earlier call of this group"
                             : call.entered_everywhere ? fmt::format("rank {} has not finished it", who)
                                                       : fmt::format("rank {} has not entered it", who);
-  fail(ErrorKind::Timeout, "{} '{}' (group {}, call {}, {} bytes {}): {} after {:.1f} s; pending here: {}",
-       op_name(call.kind), call.site, options_.group, call.seq, call.count * call.width(),
-       config_name(call.dtype), state, options_.timeout_s, pending);
+  const std::string text =
+      fmt::format("{} '{}' (group {}, call {}, {} bytes {}): {} after {:.1f} s", op_name(call.kind),
+                  call.site, options_.group, call.seq, call.count * call.width(), config_name(call.dtype),
+                  state, options_.timeout_s);
+  recorder_.raise_alarm(ErrorKind::Timeout, text);
+  recorder_.fail(call.id);
+  fail(ErrorKind::Timeout, "{}; pending here: {}", text, pending);
 }
 
 void MpiComm::abandon(Call& call) {
@@ -473,27 +491,23 @@ void MpiComm::abandon(Call& call) {
 WorkPtr MpiComm::all_reduce(void* data, int64_t count, DType dtype, ReduceOp op, std::string_view site) {
   const bool direct = count * size_bytes(dtype) <= kDirectBytes;
   auto* bytes = static_cast<std::byte*>(data);
-  return start(std::make_unique<Call>(Call{.kind = direct ? Kind::AllReduceDirect : Kind::AllReduce,
-                                           .op = op,
-                                           .dtype = dtype,
-                                           .in = bytes,
-                                           .out = bytes,
-                                           .count = count,
-                                           .site = std::string(site),
-                                           .chunk = direct ? count : ceil_div(count, size_)}));
+  return start({.kind = direct ? Kind::AllReduceDirect : Kind::AllReduce,
+                .op = op,
+                .dtype = dtype,
+                .in = bytes,
+                .out = bytes,
+                .count = count,
+                .site = std::string(site)});
 }
 
 WorkPtr MpiComm::reduce_scatter(const void* send, void* recv, int64_t count, DType dtype,
                                 std::string_view site) {
-  const auto* in = static_cast<const std::byte*>(send);
-  auto* out = static_cast<std::byte*>(recv);
-  return start(std::make_unique<Call>(Call{.kind = Kind::ReduceScatter,
-                                           .dtype = dtype,
-                                           .in = in,
-                                           .out = out,
-                                           .count = count,
-                                           .site = std::string(site),
-                                           .chunk = count}));
+  return start({.kind = Kind::ReduceScatter,
+                .dtype = dtype,
+                .in = static_cast<const std::byte*>(send),
+                .out = static_cast<std::byte*>(recv),
+                .count = count,
+                .site = std::string(site)});
 }
 
 WorkPtr MpiComm::all_gather(const void* send, void* recv, int64_t count, DType dtype, std::string_view site) {
@@ -501,25 +515,23 @@ WorkPtr MpiComm::all_gather(const void* send, void* recv, int64_t count, DType d
   auto* out = static_cast<std::byte*>(recv);
   std::byte* mine = out + rank_ * count * size_bytes(dtype);
   if (in != mine && count > 0) std::memcpy(mine, in, static_cast<size_t>(count * size_bytes(dtype)));
-  return start(std::make_unique<Call>(Call{.kind = Kind::AllGather,
-                                           .dtype = dtype,
-                                           .in = mine,
-                                           .out = out,
-                                           .count = count,
-                                           .site = std::string(site),
-                                           .chunk = count}));
+  return start({.kind = Kind::AllGather,
+                .dtype = dtype,
+                .in = mine,
+                .out = out,
+                .count = count,
+                .site = std::string(site)});
 }
 
 WorkPtr MpiComm::broadcast(void* data, int64_t count, DType dtype, int root, std::string_view site) {
   HEARTH_REQUIRE(root >= 0 && root < size_, "broadcast '{}': root {} is not in group {} of {}", site, root,
                  options_.group, size_);
-  return start(std::make_unique<Call>(Call{.kind = Kind::Broadcast,
-                                           .dtype = dtype,
-                                           .out = static_cast<std::byte*>(data),
-                                           .count = count,
-                                           .peer = root,
-                                           .site = std::string(site),
-                                           .chunk = count}));
+  return start({.kind = Kind::Broadcast,
+                .dtype = dtype,
+                .out = static_cast<std::byte*>(data),
+                .count = count,
+                .peer = root,
+                .site = std::string(site)});
 }
 
 WorkPtr MpiComm::all_to_all(const void* send, void* recv, int64_t count, DType dtype, std::string_view site) {
@@ -528,39 +540,38 @@ WorkPtr MpiComm::all_to_all(const void* send, void* recv, int64_t count, DType d
   HEARTH_REQUIRE(in != out || count == 0, "all_to_all '{}': send and recv must be different buffers", site);
   const int64_t bytes = count * size_bytes(dtype);
   if (bytes > 0) std::memcpy(out + rank_ * bytes, in + rank_ * bytes, static_cast<size_t>(bytes));
-  return start(std::make_unique<Call>(Call{.kind = Kind::AllToAll,
-                                           .dtype = dtype,
-                                           .in = in,
-                                           .out = out,
-                                           .count = count,
-                                           .site = std::string(site),
-                                           .chunk = count}));
+  return start({.kind = Kind::AllToAll,
+                .dtype = dtype,
+                .in = in,
+                .out = out,
+                .count = count,
+                .site = std::string(site)});
+}
+
+void MpiComm::check_peer(std::string_view op, int peer, std::string_view site) const {
+  HEARTH_REQUIRE(peer >= 0 && peer < size_ && peer != rank_,
+                 "{} '{}': {} is not a peer of rank {} in group {} of {}", op, site, peer, rank_,
+                 options_.group, size_);
 }
 
 WorkPtr MpiComm::send(const void* data, int64_t count, DType dtype, int peer, std::string_view site) {
-  HEARTH_REQUIRE(peer >= 0 && peer < size_ && peer != rank_,
-                 "send '{}': {} is not a peer of rank {} in group {} of {}", site, peer, rank_,
-                 options_.group, size_);
-  return start(std::make_unique<Call>(Call{.kind = Kind::Send,
-                                           .dtype = dtype,
-                                           .in = static_cast<const std::byte*>(data),
-                                           .count = count,
-                                           .peer = peer,
-                                           .site = std::string(site),
-                                           .chunk = count}));
+  check_peer("send", peer, site);
+  return start({.kind = Kind::Send,
+                .dtype = dtype,
+                .in = static_cast<const std::byte*>(data),
+                .count = count,
+                .peer = peer,
+                .site = std::string(site)});
 }
 
 WorkPtr MpiComm::recv(void* data, int64_t count, DType dtype, int peer, std::string_view site) {
-  HEARTH_REQUIRE(peer >= 0 && peer < size_ && peer != rank_,
-                 "recv '{}': {} is not a peer of rank {} in group {} of {}", site, peer, rank_,
-                 options_.group, size_);
-  return start(std::make_unique<Call>(Call{.kind = Kind::Recv,
-                                           .dtype = dtype,
-                                           .out = static_cast<std::byte*>(data),
-                                           .count = count,
-                                           .peer = peer,
-                                           .site = std::string(site),
-                                           .chunk = count}));
+  check_peer("recv", peer, site);
+  return start({.kind = Kind::Recv,
+                .dtype = dtype,
+                .out = static_cast<std::byte*>(data),
+                .count = count,
+                .peer = peer,
+                .site = std::string(site)});
 }
 
 // Everybody waits for a byte of everybody.

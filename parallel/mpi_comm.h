@@ -54,10 +54,12 @@ class MpiComm final : public Comm, private MpiSession::Client {
   struct Segment;  // one part of it, with its requests
   class CallWork;
 
-  WorkPtr start(std::unique_ptr<Call> call);
+  WorkPtr start(Call fields);
   void progress() override;
   void check_completed(const Segment& segment, int code);
   void check_lengths(const Segment& segment);
+  [[noreturn]] void report_different_calls(const Segment& segment, const std::string& what);
+  void check_peer(std::string_view op, int peer, std::string_view site) const;
   void advance(Segment& segment);  // its requests are complete: sum, go to the next stage or finish
   void post(Segment& segment);
   void post_reduce(Segment& segment);
@@ -79,6 +81,7 @@ class MpiComm final : public Comm, private MpiSession::Client {
   MPI_Comm collective_comm_ = MPI_COMM_NULL, peer_comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   int tag_limit_ = 32767;
+  int group_id_ = 0;  // of the flight recorder
   uint64_t seq_ = 0, next_tag_ = 0;
   std::vector<uint64_t> sends_to_, recvs_from_;  // per peer, for tags
   std::deque<std::unique_ptr<Segment>>

@@ -11,8 +11,8 @@
 namespace hearth {
 namespace {
 
-// Rank 0 knows who is missing, the others know only that rank 0 has not answered: they give it time to speak
-// first.
+// Rank 0 knows who is missing, the others know only that rank 0 has not answered: past the deadline, when the
+// alarm is out, they give it time to speak first.
 constexpr double kGraceForRootS = 3.0;
 
 MPI_Comm duplicate_world() {
@@ -60,13 +60,14 @@ std::vector<std::string> unpack(std::string_view bytes) {
 class MpiControlPlane::Call {
  public:
   Call(MpiControlPlane& plane, std::string_view op, std::string_view site, size_t bytes)
-      : plane_(plane), op_(op), site_(site), deadline_(FlightRecorder::Clock::now() + patience(plane)) {
+      : plane_(plane), op_(op), site_(site), start_(FlightRecorder::Clock::now()) {
     HEARTH_CHECK(!plane.session_.broken(), Peer, "{} {}: an earlier exchange between ranks failed", op, site);
     id_ = plane.recorder_.begin({.op = op,
                                  .site = site,
                                  .group = "world",
-                                 .seq = plane.calls_,
+                                 .seq = plane.calls_ + 1,
                                  .size_bytes = static_cast<int64_t>(bytes)});
+    plane.recorder_.hold(id_);
   }
   ~Call() {
     if (done_)
@@ -79,24 +80,22 @@ class MpiControlPlane::Call {
   // Progresses until done(); past the deadline throws Error{Timeout} with the ranks that missing() returns.
   template <class Done, class Missing>
   void wait(Done done, Missing missing) {
-    const std::chrono::duration<double> left = deadline_ - FlightRecorder::Clock::now();
-    if (plane_.session_.wait(done, std::max(left.count(), 0.0))) return;
-    plane_.session_.mark_broken();
+    const std::chrono::duration<double> past = FlightRecorder::Clock::now() - start_;
+    if (plane_.session_.wait(done, std::max(plane_.timeout_s_ - past.count(), 0.0))) return;
     const std::vector<int> ranks = missing();
     const std::string who = ranks.empty() ? "some rank has not taken our message"
                                           : fmt::format("rank {} has not entered it", list(ranks));
-    fail(ErrorKind::Timeout, "{} '{}': {} after {:.1f} s; pending here: {}", op_, site_, who,
-         plane_.timeout_s_, plane_.recorder_.describe_pending());
+    const std::string text = fmt::format("{} '{}': {} after {:.1f} s", op_, site_, who, plane_.timeout_s_);
+    plane_.recorder_.raise_alarm(ErrorKind::Timeout, text);
+    if (plane_.rank_ != 0 && plane_.session_.wait(done, kGraceForRootS)) return;
+    plane_.session_.mark_broken();
+    fail(ErrorKind::Timeout, "{}; pending here: {}", text, plane_.recorder_.describe_pending());
   }
 
  private:
-  static FlightRecorder::Clock::duration patience(const MpiControlPlane& plane) {
-    const double s = plane.timeout_s_ + (plane.rank_ == 0 ? 0 : kGraceForRootS);
-    return std::chrono::duration_cast<FlightRecorder::Clock::duration>(std::chrono::duration<double>(s));
-  }
   MpiControlPlane& plane_;
   std::string op_, site_;
-  FlightRecorder::Clock::time_point deadline_;
+  FlightRecorder::Clock::time_point start_;
   uint64_t id_ = 0;
   bool done_ = false;
 };
@@ -121,7 +120,10 @@ MpiControlPlane::MpiControlPlane(FlightRecorder& recorder, double timeout_s)
   host_ = ::gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
 }
 
-MpiControlPlane::~MpiControlPlane() = default;  // MPI_Finalize frees both communicators
+// MPI_Finalize, which comes with session_, frees both communicators and waits for all ranks.
+MpiControlPlane::~MpiControlPlane() {
+  recorder_.hold(recorder_.begin({.op = "finalize", .site = "mpi", .group = "world", .seq = calls_ + 1}));
+}
 
 int MpiControlPlane::next_tags() {
   const int slots = tag_limit_ / 2;

@@ -80,7 +80,8 @@ class NcclComm final : public Comm {
   class FlightWork;
   // Orders `enqueue` (the NCCL call, on stream_) after the compute stream, and follows it.
   template <class Enqueue>
-  WorkPtr start(std::string_view op, int64_t count, DType dtype, std::string_view site, Enqueue enqueue);
+  WorkPtr start(std::string_view op, int64_t count, DType dtype, std::string_view site, Enqueue enqueue,
+                int peer = -1);
   void check_peer(std::string_view op, int peer, std::string_view site) const;
 
   NcclOptions options_;
@@ -91,6 +92,7 @@ class NcclComm final : public Comm {
   CudaEvent ready_;  // the compute stream's work so far
   CudaMemory barrier_flag_;
   cudaStream_t compute_ = nullptr;  // the legacy default stream until set
+  int group_id_;                    // of the flight recorder
   uint64_t seq_ = 0;
   int exceptions_at_start_ = std::uncaught_exceptions();
   std::unique_ptr<NcclWatchdog> watchdog_;  // last: gone before what it looks at
@@ -128,7 +130,10 @@ class NcclComm::FlightWork final : public Work {
 };
 
 NcclComm::NcclComm(FlightRecorder& recorder, NcclOptions options, int rank, const ncclUniqueId& id)
-    : options_(std::move(options)), recorder_(recorder), rank_(rank) {
+    : options_(std::move(options)),
+      recorder_(recorder),
+      rank_(rank),
+      group_id_(recorder.add_group(options_.ranks)) {
   stream_ = make_high_priority_stream();
   ready_ = make_event();
   barrier_flag_ = allocate_cuda(sizeof(int32_t));
@@ -140,7 +145,9 @@ NcclComm::NcclComm(FlightRecorder& recorder, NcclOptions options, int rank, cons
   // hangs.
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 1;
-  const uint64_t call = recorder_.begin({.op = "init", .site = "nccl", .group = options_.group});
+  const uint64_t call = recorder_.begin(
+      {.op = "init", .site = "nccl", .group = options_.group, .seq = ++seq_, .group_id = group_id_});
+  recorder_.hold(call);
   auto& flight = watchdog_->begin(call, fmt::format("start-up of NCCL group {}", options_.group));
   check_nccl(ncclCommInitRankConfig(&comm_, size(), id, rank_, &config), "ncclCommInitRankConfig", nullptr);
   watchdog_->completed(flight);
@@ -165,20 +172,27 @@ NcclComm::~NcclComm() {
 
 template <class Enqueue>
 WorkPtr NcclComm::start(std::string_view op, int64_t count, DType dtype, std::string_view site,
-                        Enqueue enqueue) {
+                        Enqueue enqueue, int peer) {
   watchdog_->check();
   HEARTH_REQUIRE(count >= 0, "{} '{}': count {} is negative", op, site, count);
   const int64_t bytes = count * size_bytes(dtype);
-  const uint64_t id = recorder_.begin(
-      {.op = op, .site = site, .group = options_.group, .seq = ++seq_, .size_bytes = bytes, .dtype = dtype});
+  const uint64_t id = recorder_.begin({.op = op,
+                                       .site = site,
+                                       .group = options_.group,
+                                       .seq = ++seq_,
+                                       .size_bytes = bytes,
+                                       .dtype = dtype,
+                                       .group_id = group_id_,
+                                       .peer = peer < 0 ? -1 : options_.ranks[static_cast<size_t>(peer)]});
+  recorder_.hold(id);  // the device waits, in the order of its streams
   auto& flight = watchdog_->begin(id, fmt::format("{} '{}' (group {}, call {}, {} bytes {})", op, site,
                                                   options_.group, seq_, bytes, config_name(dtype)));
   check_cuda(cudaEventRecord(ready_.get(), compute_), "cudaEventRecord");
   check_cuda(cudaStreamWaitEvent(stream_.get(), ready_.get(), 0), "cudaStreamWaitEvent");
   if (count > 0) {
     const ncclResult_t code = enqueue();
-    // NCCL may connect to peers inside the call; a deadline that passes there aborts the call with an error of
-    // NCCL's own, and the deadline is the cause to report.
+    // NCCL may connect to peers inside the call; a deadline that passes there aborts the call with an error
+    // of NCCL's own, and the deadline is the cause to report.
     if (code != ncclSuccess) watchdog_->check();
     check_nccl(code, flight.what, comm_);
   }
@@ -248,15 +262,15 @@ void NcclComm::check_peer(std::string_view op, int peer, std::string_view site) 
 WorkPtr NcclComm::send(const void* data, int64_t count, DType dtype, int peer, std::string_view site) {
   check_peer("send", peer, site);
   const auto bytes = static_cast<size_t>(count * size_bytes(dtype));
-  return start("send", count, dtype, site,
-               [&] { return ncclSend(data, bytes, ncclInt8, peer, comm_, stream_.get()); });
+  const auto enqueue = [&] { return ncclSend(data, bytes, ncclInt8, peer, comm_, stream_.get()); };
+  return start("send", count, dtype, site, enqueue, peer);
 }
 
 WorkPtr NcclComm::recv(void* data, int64_t count, DType dtype, int peer, std::string_view site) {
   check_peer("recv", peer, site);
   const auto bytes = static_cast<size_t>(count * size_bytes(dtype));
-  return start("recv", count, dtype, site,
-               [&] { return ncclRecv(data, bytes, ncclInt8, peer, comm_, stream_.get()); });
+  const auto enqueue = [&] { return ncclRecv(data, bytes, ncclInt8, peer, comm_, stream_.get()); };
+  return start("recv", count, dtype, site, enqueue, peer);
 }
 
 void NcclComm::barrier(std::string_view site) {

@@ -127,13 +127,13 @@ std::optional<Error> NcclWatchdog::inspect(Flight& flight) {
   }
   if (FlightRecorder::Clock::now() < flight.deadline) return std::nullopt;
   const std::string pending = recorder_.describe_pending();
+  const std::string text = fmt::format(
+      "{}: not finished {:.1f} s after it was issued: another rank has not entered it, or the work before it "
+      "on this device hangs",
+      flight.what, options_.timeout_s);
+  recorder_.raise_alarm(ErrorKind::Timeout, text);
   recorder_.fail(flight.id);
-  return Error(
-      ErrorKind::Timeout,
-      fmt::format(
-          "{}: not finished {:.1f} s after it was issued: another rank has not entered it, or the work "
-          "before it on this device hangs; pending here: {}",
-          flight.what, options_.timeout_s, pending));
+  return Error(ErrorKind::Timeout, fmt::format("{}; pending here: {}", text, pending));
 }
 
 void NcclWatchdog::end(const Error& error) {
