@@ -79,6 +79,7 @@ LaunchEnvironment LaunchEnvironment::read(const std::function<const char*(const 
 Job start_job(const LaunchEnvironment& environment, JobOptions options) {
   Job job{.options = std::move(options),
           .recorder = std::make_unique<FlightRecorder>(),
+          .hang = nullptr,
           .control = nullptr,
           .launcher = "single"};
   if (!environment.ompi_comm_world_size && !environment.pmix_rank) {
@@ -106,14 +107,26 @@ std::unique_ptr<Comm> make_comm(Job& job, const CommOptions& options) {
   return make_mpi_comm(job, options, timeout_s);
 }
 
+void watch_for_hangs(Job& job, HangOptions options, const std::function<void(const Error&)>& report) {
+  if (job.control->world_size() == 1) return;
+  job.hang = std::make_unique<HangReporter>(*job.control, *job.recorder, std::move(options));
+  job.options.on_fatal = [hang = job.hang.get(), report](const Error& error, const FlightRecorder&) {
+    if (hang->explain(error)) report(error);
+  };
+}
+
 int run_job(const LaunchEnvironment& environment, JobOptions options, const std::function<int(Job&)>& body,
             const std::function<void(const Error&)>& report) {
   Job job = start_job(environment, std::move(options));
   const auto end_after = [&](const Error& error) {
     const FailureMeeting meeting = job.control->meet_after_error(error.what(), kMeetingS);
-    if (meeting.speak) report(error);
-    if (!meeting.all_failed) job.control->abort(exit_code(error.kind()));
-    return exit_code(error.kind());
+    const bool alone = !meeting.all_failed;
+    // An error that all ranks have needs no explanation.
+    if (alone && job.hang ? job.hang->explain(error) : meeting.speak) report(error);
+    const auto alarm = job.recorder->alarm();
+    const int code = exit_code(alone && alarm ? alarm->kind : error.kind());
+    if (alone) job.control->abort(code);
+    return code;
   };
   try {
     return body(job);

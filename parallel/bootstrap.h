@@ -16,6 +16,7 @@
 #include "parallel/comm.h"
 #include "parallel/control_plane.h"
 #include "parallel/flight_recorder.h"
+#include "parallel/hang_reporter.h"
 
 namespace hearth {
 
@@ -40,6 +41,7 @@ struct JobOptions {
 struct Job {
   JobOptions options;
   std::unique_ptr<FlightRecorder> recorder;
+  std::unique_ptr<HangReporter> hang;  // of watch_for_hangs; outlives `control`, whose end may hang
   std::unique_ptr<ControlPlane> control;
   std::string launcher;  // "single", "mpirun" or "srun (PMIx)": for logs
 };
@@ -60,10 +62,16 @@ struct CommOptions {
 // A group of one rank gets a Comm that only copies.
 std::unique_ptr<Comm> make_comm(Job& job, const CommOptions& options);
 
+// Collective over the job, before its Comms are made; nothing for a job of one rank. From here on a rank that
+// does not come is explained by a page (parallel/hang_reporter.h), and a deadline ends every rank even where
+// the main thread sits in a device call. `report` is given this rank's error when a watchdog ends the
+// process.
+void watch_for_hangs(Job& job, HangOptions options, const std::function<void(const Error&)>& report);
+
 // Starts the job, runs `body`, and ends the job without a hang. Returns the exit code.
 // An Error of `body` is given to `report` on the lowest rank that has it. If every rank failed within two
 // seconds all return the code of their own error; otherwise the failing rank ends the whole job with
-// MPI_Abort (does not return).
+// MPI_Abort (does not return). Of the ranks whose deadline passed, the one that printed the page reports.
 int run_job(const LaunchEnvironment& environment, JobOptions options, const std::function<int(Job&)>& body,
             const std::function<void(const Error&)>& report);
 
