@@ -1,40 +1,61 @@
 #include "trainer/memory_estimate.h"
 
-#include <algorithm>
-
-#include "base/dtype.h"
-#include "base/error.h"
+#include "trainer/activation_replay.h"
+#include "trainer/parallel_layout.h"
+#include "trainer/parallel_model.h"
+#include "trainer/state_replay.h"
 
 namespace hearth {
+namespace {
 
-MemoryEstimate estimate_memory(const ExperimentConfig& config, int64_t data_parallel_size) {
-  const ModelConfig& m = config.model;
-  const DType dtype = dtype_from_config(config.precision.dtype).value_or(DType::F32);
-  const int64_t element = size_bytes(dtype), count = parameter_count(m);
-  const int64_t owners = config.parallel.zero_stage >= 1 ? data_parallel_size : 1;
-  const int64_t masters = dtype == DType::F32 ? 0 : 4;  // fp32 parameters are their own masters
-  MemoryEstimate estimate;
-  estimate.parameters = count * element;
-  estimate.gradients = count * 4;
-  estimate.optimizer = count * (8 + masters) / owners;
+void replay(StateReplay& state, const Action& action) {
+  switch (action.kind) {
+    case ActionKind::Forward:
+      return state.forward(action.chunk);
+    case ActionKind::Backward:
+      return state.backward(action.chunk, action.micro, /*deferred=*/false);
+    case ActionKind::BackwardInput:
+      return state.backward(action.chunk, action.micro, /*deferred=*/true);
+    case ActionKind::BackwardWeight:
+      return state.weight_gradients(action.chunk, action.micro);
+    case ActionKind::ForwardBackward:
+      state.forward(action.chunk);
+      return state.backward(action.backward_chunk, action.backward_micro, /*deferred=*/false);
+    default:
+      return;
+  }
+}
 
-  const auto rebuilt = [&](const char* module) {
-    const auto& modules = config.recompute.modules;
-    return config.recompute.granularity == "selective" &&
-           std::find(modules.begin(), modules.end(), module) != modules.end();
-  };
-  const int64_t tokens = config.training.micro_batch_size * config.data.seq_length;
-  const int64_t heads = m.num_attention_heads * m.head_width(), kv = m.kv_heads() * m.head_width();
-  // Kept per token and layer: two block inputs, q, k, v and context, gate and up; what is not rebuilt; fp32 statistics.
-  int64_t kept = 2 * m.hidden_size + (heads + 2 * kv) + heads + 2 * m.intermediate_size;
-  if (!rebuilt("norm")) kept += 2 * m.hidden_size;
-  if (!rebuilt("swiglu")) kept += m.intermediate_size;
-  if (m.qk_norm) kept += heads + kv;
-  const int64_t statistics = 4 * (2 + m.num_attention_heads);
-  estimate.activations = tokens * (m.num_hidden_layers * (kept * element + statistics) + 3 * m.hidden_size * element);
-  constexpr int64_t kLogitsChunkBytes = int64_t{256} << 20;  // rows_per_logits_chunk
-  estimate.logits = std::min(kLogitsChunkBytes, tokens * m.vocab_size * element);
-  return estimate;
+}  // namespace
+
+MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh, int rank) {
+  const PipelineSchedule schedule = pipeline_schedule(config, mesh);
+  const ModelPartition partition = model_partition(config, mesh, schedule, rank);
+  const int64_t data_ranks = int64_t{mesh.size(MeshAxis::Dp)} * mesh.size(MeshAxis::Cp);
+  StateReplay state(config.model, partition, store_options(config, data_ranks, at::kCPU),
+                    config.parallel.zero_stage, recompute_choice(config.recompute).every_layers);
+  ActivationReplay activations(activation_sizes(config, mesh), partition);
+  for (const Action& action : schedule.ranks[static_cast<size_t>(mesh.coordinate(rank, MeshAxis::Pp))]) {
+    replay(state, action);
+    activations.perform(action);
+  }
+  return {.weights = state.peak_weights(),
+          .gradients = state.peak_gradients(),
+          .optimizer = state.optimizer(),
+          .kept = activations.peak_kept(),
+          .working = activations.peak_working()};
+}
+
+HeaviestRank heaviest_rank(const ExperimentConfig& config, const Mesh& mesh) {
+  HeaviestRank heaviest;
+  Mesh::Coordinates at{};
+  for (int stage = 0; stage < mesh.size(MeshAxis::Pp); ++stage) {
+    at[static_cast<size_t>(MeshAxis::Pp)] = stage;
+    const int rank = mesh.rank(at);
+    const MemoryEstimate memory = estimate_memory(config, mesh, rank);
+    if (memory.total() > heaviest.memory.total()) heaviest = {rank, memory};
+  }
+  return heaviest;
 }
 
 }  // namespace hearth

@@ -19,29 +19,6 @@ int64_t bucket_elements(const ParallelConfig& config) {
   return std::max<int64_t>(1, std::llround(config.bucket_size_mb * (1 << 20) / 4));
 }
 
-RecomputeChoice recompute_choice(const RecomputeConfig& config) {
-  const auto rebuilt = [&](const char* module) {
-    return config.granularity == "selective" &&
-           std::find(config.modules.begin(), config.modules.end(), module) != config.modules.end();
-  };
-  return {.norm = rebuilt("norm"),
-          .swiglu = rebuilt("swiglu"),
-          .core_attention = rebuilt("core_attn"),
-          .every_layers = config.granularity == "full" ? config.num_layers : 0};
-}
-
-StoreOptions store_options(const ExperimentConfig& config, const ParallelGroups& groups, at::Device device) {
-  const auto dtype = dtype_from_config(config.precision.dtype);
-  HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", config.precision.dtype);
-  return {.dtype = *dtype,
-          .device = device,
-          .gradients = WithGradients::Yes,
-          .data_parallel_size = groups.data->size(),
-          .bucket_elements = bucket_elements(config.parallel),
-          .weights = DistributedOptimizer::weight_memory(config.parallel.zero_stage),
-          .grads = DistributedOptimizer::grad_memory(config.parallel.zero_stage)};
-}
-
 ModelContext model_context(const ParallelConfig& config, const ParallelGroups& groups,
                            ParameterEvents& events) {
   ModelContext context;
@@ -56,6 +33,29 @@ ModelContext model_context(const ParallelConfig& config, const ParallelGroups& g
 
 }  // namespace
 
+RecomputeChoice recompute_choice(const RecomputeConfig& config) {
+  const auto rebuilt = [&](const char* module) {
+    return config.granularity == "selective" &&
+           std::find(config.modules.begin(), config.modules.end(), module) != config.modules.end();
+  };
+  return {.norm = rebuilt("norm"),
+          .swiglu = rebuilt("swiglu"),
+          .core_attention = rebuilt("core_attn"),
+          .every_layers = config.granularity == "full" ? config.num_layers : 0};
+}
+
+StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel_size, at::Device device) {
+  const auto dtype = dtype_from_config(config.precision.dtype);
+  HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", config.precision.dtype);
+  return {.dtype = *dtype,
+          .device = device,
+          .gradients = WithGradients::Yes,
+          .data_parallel_size = data_parallel_size,
+          .bucket_elements = bucket_elements(config.parallel),
+          .weights = DistributedOptimizer::weight_memory(config.parallel.zero_stage),
+          .grads = DistributedOptimizer::grad_memory(config.parallel.zero_stage)};
+}
+
 ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device)
     : groups_(groups), device_(device), micro_batches_(hearth::micro_batches_per_step(config, groups.mesh)) {
   groups.set_compute_stream(compute_stream(device));
@@ -63,7 +63,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   const ModelPartition partition = model_partition(config, groups.mesh, schedule, groups.rank);
   counts_loss_ = partition.has_head() && groups.coordinate(MeshAxis::Tp) == 0;
   parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
-                                                 store_options(config, groups, device));
+                                                 store_options(config, groups.data->size(), device));
   optimizer_ =
       std::make_unique<DistributedOptimizer>(config.optimizer, *parameters_,
                                              OptimizerComms{.data_parallel = *groups.data,

@@ -20,6 +20,10 @@ struct StepTotals {
   bool stop = false;  // some rank was asked to stop
 };
 
+// What the experiment file asks of the pieces below. Pure.
+RecomputeChoice recompute_choice(const RecomputeConfig& config);
+StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel_size, at::Device device);
+
 class ParallelModel {
  public:
   // `config` is resolved, model.vocab_size is set. Parameters hold no values until a start below.

@@ -44,7 +44,7 @@ int64_t bucket_kind(const ParameterShard& shard, bool per_layer) {
 // last norm's gradient is there anyway.
 struct Groups {
   std::vector<BucketGroup> groups;
-  std::vector<size_t> order;  // index in `shards` by position in the plan
+  std::vector<size_t> order;  // StoragePlan::order
 };
 Groups storage_groups(const std::vector<ParameterShard>& shards, bool per_layer) {
   Groups out;
@@ -68,6 +68,7 @@ void restore_memory(const at::Tensor& flat) {
   storage->set_data_ptr_noswap(storage->allocator()->allocate(storage->nbytes()));
 }
 bool has_memory(const at::Tensor& flat) { return flat.storage().data() != nullptr; }
+auto bytes_of(const at::Tensor& flat) { return static_cast<int64_t>(flat.storage().nbytes()); }
 
 }  // namespace
 
@@ -100,14 +101,23 @@ ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Devic
                       .data_parallel_size = data_parallel_size,
                       .bucket_elements = bucket_elements}) {}
 
+StoragePlan storage_plan(const std::vector<ParameterShard>& shards, const StoreOptions& options) {
+  Groups groups = storage_groups(shards, options.weights == BucketMemory::OnDemand);
+  return {plan_buckets(groups.groups, options.bucket_elements, options.data_parallel_size), std::move(groups.order)};
+}
+
+bool is_on_demand(const Bucket& bucket, const StoreOptions& options) {
+  return options.weights == BucketMemory::OnDemand && bucket.kind >= 0;
+}
+
 ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const StoreOptions& options)
-    : options_(options) {
-  const Groups groups = storage_groups(shards, options.weights == BucketMemory::OnDemand);
-  plan_ = plan_buckets(groups.groups, options.bucket_elements, options.data_parallel_size);
+    : options_(options), memory_(options.device) {
+  StoragePlan storage = storage_plan(shards, options);
+  plan_ = std::move(storage.plan);
   allocate();
-  for (size_t i = 0; i < groups.order.size(); ++i) {
+  for (size_t i = 0; i < storage.order.size(); ++i) {
     Parameter p;
-    p.shard = shards[groups.order[i]];
+    p.shard = shards[storage.order[i]];
     p.spec = p.shard.spec;
     const ParameterPlace& place = plan_.places[i];
     p.offset = plan_.parameter(static_cast<int64_t>(i)).begin;
@@ -136,11 +146,11 @@ void ParameterStore::allocate() {
   const auto weight_options = at::TensorOptions(options_.device).dtype(scalar_type());
   const auto grad_options = at::TensorOptions(options_.device).dtype(at::kFloat);
   const bool with_grads = options_.gradients == WithGradients::Yes;
-  for (const Bucket& bucket : plan_.buckets)
-    on_demand_.push_back(options_.weights == BucketMemory::OnDemand && bucket.kind >= 0);
-  const auto make = [&](const at::TensorOptions& options, const std::function<bool(size_t)>& absent) {
+  for (const Bucket& bucket : plan_.buckets) on_demand_.push_back(is_on_demand(bucket, options_));
+  const auto make = [&](MemoryPart part, const at::TensorOptions& options, const std::function<bool(size_t)>& absent) {
     int64_t resident = 0;
     for (size_t b = 0; b < plan_.buckets.size(); ++b) resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
+    memory_.allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
     const at::Tensor arena = at::zeros({resident}, options);
     std::vector<at::Tensor> buckets;
     int64_t at = 0;
@@ -156,26 +166,34 @@ void ParameterStore::allocate() {
     }
     return buckets;
   };
-  weights_ = make(weight_options, [&](size_t b) { return on_demand_[b]; });
-  if (with_grads) grads_ = make(grad_options, [&](size_t) { return options_.grads == BucketMemory::OnDemand; });
+  weights_ = make(MemoryPart::Weights, weight_options, [&](size_t b) { return on_demand_[b]; });
+  if (with_grads)
+    grads_ = make(MemoryPart::Gradients, grad_options, [&](size_t) { return options_.grads == BucketMemory::OnDemand; });
 }
 
 bool ParameterStore::has_weights(int64_t bucket) const { return has_memory(weights(bucket)); }
 bool ParameterStore::has_grads(int64_t bucket) const { return has_memory(grads(bucket)); }
 
 void ParameterStore::restore_weights(int64_t bucket) {
-  if (!has_weights(bucket)) restore_memory(weights(bucket));
+  if (has_weights(bucket)) return;
+  memory_.allocating(MemoryPart::Weights, bytes_of(weights(bucket)));
+  restore_memory(weights(bucket));
 }
 void ParameterStore::release_weights(int64_t bucket) {
-  if (weights_on_demand(bucket)) release_memory(weights(bucket));
+  if (!weights_on_demand(bucket) || !has_weights(bucket)) return;
+  release_memory(weights(bucket));
+  memory_.released(MemoryPart::Weights, bytes_of(weights(bucket)));
 }
 void ParameterStore::restore_grads(int64_t bucket) {
   if (has_grads(bucket)) return;
+  memory_.allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
   restore_memory(grads(bucket));
   grads_[static_cast<size_t>(bucket)].zero_();
 }
 void ParameterStore::release_grads(int64_t bucket) {
-  if (options_.grads == BucketMemory::OnDemand) release_memory(grads(bucket));
+  if (options_.grads != BucketMemory::OnDemand || !has_grads(bucket)) return;
+  release_memory(grads(bucket));
+  memory_.released(MemoryPart::Gradients, bytes_of(grads(bucket)));
 }
 
 int64_t ParameterStore::index(const std::string& name) const {

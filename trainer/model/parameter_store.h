@@ -18,6 +18,7 @@
 
 #include "parallel/zero/bucket_plan.h"
 #include "trainer/checkpoint/tensor_source.h"
+#include "trainer/model/memory_ledger.h"
 #include "trainer/model/model_config.h"
 #include "trainer/model/model_partition.h"
 
@@ -48,6 +49,15 @@ struct StoreOptions {
   BucketMemory weights = BucketMemory::Resident;  // OnDemand: a bucket per layer; vectors stay resident
   BucketMemory grads = BucketMemory::Resident;
 };
+
+// Where parameters lie: the one that the plan calls i is `shards[order[i]]`. Pure.
+struct StoragePlan {
+  BucketPlan plan;
+  std::vector<size_t> order;
+};
+StoragePlan storage_plan(const std::vector<ParameterShard>& shards, const StoreOptions& options);
+// A bucket of the plan whose weights come and go.
+bool is_on_demand(const Bucket& bucket, const StoreOptions& options);
 
 class ParameterStore {
  public:
@@ -84,6 +94,8 @@ class ParameterStore {
   const std::vector<int64_t>& buckets_of_unit(int64_t unit) const { return unit_buckets_.at(unit); }
   bool has_unit(int64_t unit) const { return unit_buckets_.count(unit) != 0; }
   at::Device device() const { return options_.device; }
+  // Weights and gradients held here; who holds more training state adds to it.
+  MemoryLedger& memory() { return memory_; }
   at::ScalarType scalar_type() const { return torch_dtype(options_.dtype); }
 
   // Calls `fill(parameter index, begin, end, fp32 out)` for every element held here, bucket by bucket, and stores what
@@ -108,6 +120,7 @@ class ParameterStore {
   at::Tensor fused(const std::vector<at::Tensor>& buckets, const std::string& first, const std::string& last) const;
 
   StoreOptions options_;
+  MemoryLedger memory_;
   BucketPlan plan_;
   std::vector<Parameter> parameters_;
   std::unordered_map<std::string, int64_t> by_name_;

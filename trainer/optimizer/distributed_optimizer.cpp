@@ -16,9 +16,6 @@ namespace hearth {
 namespace {
 constexpr std::string_view kMaster = "optimizer.main_params.", kExpAvg = "optimizer.exp_avg.",
                            kExpAvgSq = "optimizer.exp_avg_sq.";
-// Reduced gradient buckets that may wait for their sum while backward goes on: two hide one transfer behind the
-// computation of the next bucket, and bound the memory of stages 2 and 3.
-constexpr size_t kReductionsInFlight = 2;
 
 ElementRange intersection(ElementRange a, ElementRange b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
@@ -58,8 +55,13 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
     bucket.index = static_cast<int64_t>(i);
     bucket.share = relative(plan.shard(bucket.index, comm_.rank()), arena.begin);
     bucket.owned = zero_stage >= 1 ? bucket.share : ElementRange{0, arena.count()};
-    if (parameters.weights_on_demand(bucket.index))
-      bucket.weight_shard = at::zeros({bucket.owned.count()}, options.dtype(parameters.scalar_type()));
+    const int64_t count = bucket.owned.count();
+    parameters.memory().allocating(MemoryPart::Optimizer, count * 4 * (separate_masters_ ? 3 : 2));
+    if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * 4);
+    if (parameters.weights_on_demand(bucket.index)) {
+      parameters.memory().allocating(MemoryPart::Weights, count * static_cast<int64_t>(parameters.weights(bucket.index).itemsize()));
+      bucket.weight_shard = at::zeros({count}, options.dtype(parameters.scalar_type()));
+    }
     bucket.master = separate_masters_ ? owned_weights(bucket).to(at::kFloat) : owned_weights(bucket);
     bucket.exp_avg = at::zeros({bucket.owned.count()}, options);
     bucket.exp_avg_sq = at::zeros({bucket.owned.count()}, options);
@@ -175,11 +177,12 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
   bucket.pending = bucket.per_cycle;
   // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the same.
   if (!parameters_.has_grads(bucket.index)) return;
+  parameters_.memory().allocating(MemoryPart::Gradients, bucket.share.count() * 4);
   bucket.incoming = at::empty({bucket.share.count()}, bucket.grad_shard.options());
   bucket.reduction = comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
                                           bucket.incoming.data_ptr<float>(), bucket.share.count(), DType::F32, site);
   in_flight_.push_back(static_cast<size_t>(bucket.index));
-  if (in_flight_.size() > kReductionsInFlight) {
+  if (static_cast<int64_t>(in_flight_.size()) > kReductionsInFlight) {
     retire(buckets_[in_flight_.front()]);
     in_flight_.pop_front();
   }
@@ -191,6 +194,7 @@ void DistributedOptimizer::retire(BucketState& bucket) {
   bucket.reduction.reset();
   bucket.grad_shard.add_(bucket.incoming);
   bucket.incoming.reset();
+  parameters_.memory().released(MemoryPart::Gradients, bucket.share.count() * 4);
   parameters_.release_grads(bucket.index);
 }
 

@@ -44,6 +44,10 @@ struct OptimizerComms {
 
 class DistributedOptimizer : public ParameterEvents {
  public:
+  // Reduced gradient buckets that may wait for their sum while backward goes on: two hide one transfer behind the
+  // computation of the next bucket, and bound the memory of stages 2 and 3.
+  static constexpr int64_t kReductionsInFlight = 2;
+
   // Takes the weights in the store as the start where they are resident; load_masters() or load() set them otherwise.
   DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, const OptimizerComms& comms,
                        int64_t zero_stage);
