@@ -105,14 +105,15 @@ stage_sanitizer() {
 stage_layouts() { one layouts layouts "$python" "$root/tests/integration/layouts.py"; }
 # Ranks that share a device are ten times faster under the CUDA multi-process service, where there is one.
 stage_parallel() {
-  local ranks mps=no
+  local mps=no product=$bundle/trainer_layouts_layout_product_test
   export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
+  export CUDA_MODULE_LOADING=EAGER  # hearth train sets it for pipelines
   mkdir -p "$work/mps"
   nvidia-cuda-mps-control -d 2>/dev/null && mps=yes
-  for ranks in ${HEARTH_GPU_RANKS:-4 8}; do
-    have "$bundle/trainer_layouts_layout_product_test" &&
-      one parallel "product_$ranks" "$root/tests/mpirun.sh" "$ranks" "$bundle/trainer_layouts_layout_product_test" -- cuda verbose
-  done
+  if have "$product"; then
+    one parallel bf16_8_ranks "$root/tests/mpirun.sh" 8 "$product" "--run_test=bf16_*,*bit_identical*" -- cuda verbose
+    one parallel fp32_2_ranks "$root/tests/mpirun.sh" 2 "$product" "--run_test=losses_*" -- cuda verbose
+  fi
   one parallel parallel_layouts "$python" "$root/tests/integration/parallel_layouts.py"
   if [ "$mps" = yes ]; then echo quit | nvidia-cuda-mps-control; fi
   unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY

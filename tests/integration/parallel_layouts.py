@@ -1,5 +1,5 @@
-"""Every parallel axis, ZeRO stage and pipeline schedule trains the same model to the same numbers as one rank; on a GPU
-(HEARTH_TEST_DEVICE=cuda) over NCCL, in fp32 and in bf16."""
+"""Every parallel axis, ZeRO stage and pipeline schedule trains the same model to the same numbers as one rank, in
+the whole program; on a GPU (HEARTH_TEST_DEVICE=cuda) over NCCL."""
 from fixture import Report, Workspace, device
 
 # Correct splits of the same run were seen to stay within 3e-7 after 20 steps; ten times that is a bug.
@@ -19,34 +19,18 @@ LAYOUTS = [
 ]
 
 
-def compare_layouts(report, workspace, dtype, base, tolerance):
-    for name, ranks, layout in LAYOUTS:
-        sets = [f"parallel.{key}={value}" for key, value in layout.items()] + [f"precision.dtype={dtype}"]
-        workspace.train(f"{name}.{dtype}", ranks, sets=sets)
-        losses = workspace.losses(f"{name}.{dtype}", STEPS)
-        report.close_losses(f"{name} = one rank, {dtype}", losses, base, tolerance, tolerance)
-
-
-def bf16_noise(bf16, fp32):
-    """What rounding to bf16 moves one rank's curve by. Two layouts round at different places, so each may be that far
-    from the fp32 curve: 2 x between them, and 2 x again since the worst of few steps is only a sample of the noise."""
-    return 4 * max(abs(a - b) / b for a, b in zip(bf16, fp32))
-
-
 def main():
     report = Report()
+    # On one device the 8-rank layouts stand for all: the others run in one process (tests/trainer/layouts).
+    layouts = [entry for entry in LAYOUTS if device() == "cpu" or entry[1] == 8]
     with Workspace() as workspace:
-        workspace.write_config(model__num_hidden_layers=4, training__train_iters=STEPS,
-                               training__global_batch_size=16, training__micro_batch_size=2)
+        workspace.write_config(model__num_hidden_layers=4, training__train_iters=STEPS, training__global_batch_size=16,
+                               training__micro_batch_size=2, parallel__collective_timeout_s=60)
         workspace.train("one", 1)
-        fp32 = workspace.losses("one", STEPS)
-        compare_layouts(report, workspace, "fp32", fp32, TOLERANCE)
-        if device() == "cuda":
-            workspace.train("one.bf16", 1, sets=["precision.dtype=bf16"])
-            bf16 = workspace.losses("one.bf16", STEPS)
-            bound = bf16_noise(bf16, fp32)
-            report.check("bf16 noise of one rank is small", bound <= 4 * 2e-3, f"bound between layouts {bound:.2e}")
-            compare_layouts(report, workspace, "bf16", bf16, bound)
+        base = workspace.losses("one", STEPS)
+        for name, ranks, layout in layouts:
+            workspace.train(name, ranks, sets=[f"parallel.{key}={value}" for key, value in layout.items()])
+            report.close_losses(f"{name} = one rank", workspace.losses(name, STEPS), base, TOLERANCE, TOLERANCE)
     report.finish()
 
 

@@ -4,6 +4,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "base/rng.h"
@@ -15,7 +16,7 @@
 namespace hearth::testing {
 namespace {
 
-constexpr int64_t kSequence = 32, kVocab = 509, kGlobalBatch = 16, kHorizon = 100;
+constexpr int64_t kSequence = 32, kVocab = 509, kHorizon = 100;
 
 // Every token but one in eight follows from the one before it, so that there is something to learn; documents
 // begin anywhere; some targets do not count, so that ranks and micro-batches have different numbers of valid
@@ -39,12 +40,12 @@ Sample sample(int64_t index) {
   return s;
 }
 
-ModelConfig model_config(Shape shape) {
+ModelConfig model_config(Shape shape, int64_t layers) {
   ModelConfig m;
   m.vocab_size = kVocab;
   m.hidden_size = 64;
   m.intermediate_size = 96;
-  m.num_hidden_layers = 16;  // two a rank for the widest pipeline of two chunks
+  m.num_hidden_layers = layers;
   m.num_attention_heads = 8;
   m.num_key_value_heads = 4;  // eight tensor-parallel ranks share each between two
   m.max_position_embeddings = kSequence;
@@ -70,7 +71,7 @@ std::map<std::string, at::Tensor> counted_gradients(const DistributedOptimizer& 
 Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOptions& options) {
   ParallelModel model(config, groups, options.device);
   model.initialize(/*seed=*/17);
-  const BatchShape batch{.global_batch_size = kGlobalBatch,
+  const BatchShape batch{.global_batch_size = options.global_batch,
                          .micro_batch_size = config.training.micro_batch_size,
                          .data_parallel_size = groups.mesh.size(MeshAxis::Dp),
                          .data_parallel_rank = groups.coordinate(MeshAxis::Dp)};
@@ -102,10 +103,10 @@ std::string Layout::describe() const {
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) {
   ExperimentConfig c;
-  static_cast<ModelConfig&>(c.model) = model_config(layout.shape);
+  static_cast<ModelConfig&>(c.model) = model_config(layout.shape, options.layers);
   c.data.seq_length = kSequence;
   c.training.train_iters = kHorizon;
-  c.training.global_batch_size = kGlobalBatch;
+  c.training.global_batch_size = options.global_batch;
   c.training.micro_batch_size = 1;
   c.optimizer.lr = 1e-3;  // at which the gradient norm stays near 1 and rounding is not amplified
   c.optimizer.min_lr = 1e-4;
@@ -131,6 +132,7 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
 Curve run_layout(Job& job, const Layout& layout, const RunOptions& options) {
   const ExperimentConfig config = layout_config(layout, options);
   const Mesh mesh = Mesh::from_config(config.parallel, layout.ranks());
+  const auto begin = std::chrono::steady_clock::now();
   const auto ordinal = options.device.is_cuda() ? std::optional<int>(options.device.index()) : std::nullopt;
   ParallelGroups groups =
       make_parallel_groups(job, mesh, pipeline_schedule(config, mesh),
@@ -138,7 +140,10 @@ Curve run_layout(Job& job, const Layout& layout, const RunOptions& options) {
                             .tied_embeddings = config.model.tie_word_embeddings,
                             .cuda_device = ordinal,
                             .timeout_s = 60});
-  return train(groups, config, options);
+  const std::chrono::duration<double> start = std::chrono::steady_clock::now() - begin;
+  Curve curve = train(groups, config, options);
+  curve.start_seconds = start.count();
+  return curve;
 }
 
 Curve run_alone(const Layout& layout, const RunOptions& options) {

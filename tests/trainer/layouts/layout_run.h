@@ -26,6 +26,7 @@ struct Layout {
 };
 
 struct Curve {
+  double start_seconds = 0;  // to make the communicators
   std::vector<double> losses;
   std::map<std::string, at::Tensor>
       gradients;  // fp32, whole tensors: what this rank counts of step 1, zero elsewhere
@@ -36,6 +37,8 @@ struct RunOptions {
   DType dtype = DType::F32;
   at::Device device = at::kCPU;
   double clip_grad = 1.0;
+  int64_t layers = 16;        // two a rank for the widest pipeline of two chunks
+  int64_t global_batch = 16;  // micro-batches of one sample
 };
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options);
