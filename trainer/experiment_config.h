@@ -13,6 +13,7 @@
 #include "trainer/objective/objective_config.h"
 #include "trainer/optimizer/optimizer_config.h"
 #include "trainer/precision_config.h"
+#include "trainer/profile_config.h"
 #include "trainer/recompute_config.h"
 #include "trainer/training_config.h"
 
@@ -56,6 +57,7 @@ struct ExperimentConfig {
   RecomputeConfig recompute;
   CheckpointConfig checkpoint;
   ObjectiveConfig objective;
+  ProfileConfig profile;
   bool operator==(const ExperimentConfig&) const = default;
 
   template <class V>
@@ -69,6 +71,7 @@ struct ExperimentConfig {
     v("recompute", recompute, OnResume::MayChange, "activations rebuilt in backward");
     v("checkpoint", checkpoint, OnResume::MayChange, "run folder and checkpoints");
     v("objective", objective, OnResume::Frozen, "the loss");
+    v("profile", profile, OnResume::MayChange, "a trace of a few steps");
   }
   // Every section's own rules.
   void validate(ConfigErrors& e) const {
@@ -85,6 +88,7 @@ struct ExperimentConfig {
     section("recompute", recompute);
     section("checkpoint", checkpoint);
     section("objective", objective);
+    section("profile", profile);
   }
 };
 

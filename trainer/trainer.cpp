@@ -252,7 +252,9 @@ TrainOutcome Trainer::run() {
   }
   bool stop = in_.control.all_reduce_max(stop_requested() ? 1 : 0, "run.begin") > 0;
   while (state_.step < t.train_iters && !stop) {
+    if (in_.tracer != nullptr) in_.tracer->begin_step(state_.step + 1);
     const StepMetrics metrics = train_step(stop);
+    if (in_.tracer != nullptr) in_.tracer->end_step(metrics.step);
     in_.faults.hit("step.end");
     if (is_root_ && (metrics.step % t.log_interval == 0 || metrics.step == t.train_iters || stop)) {
       writer->write(metrics.to_json());
@@ -274,6 +276,7 @@ TrainOutcome Trainer::run() {
       save(state_.step);
     }
   }
+  if (in_.tracer != nullptr) in_.tracer->finish();
   if (is_root_) progress->finish();
   in_.faults.hit("finalize");
   saver_->finish();

@@ -23,6 +23,7 @@
 #include "trainer/micro_batch.h"
 #include "trainer/parallel_groups.h"
 #include "trainer/parallel_model.h"
+#include "trainer/trace.h"
 #include "trainer/train_state.h"
 
 namespace hearth {
@@ -45,6 +46,7 @@ struct TrainerInputs {
   std::string data_text;                       // the training data, for people
   std::function<bool()> stop_requested;        // USR1 or TERM arrived at this rank
   FaultInjector& faults;                       // of the tests; without a plan it does nothing
+  StepTracer* tracer = nullptr;                // null: no trace
 };
 
 enum class TrainOutcome { Finished, Preempted };

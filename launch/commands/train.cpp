@@ -284,6 +284,11 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   const std::shared_ptr<const Tokenizer> tokenizer =
       Tokenizer::load(context.fs, data.train.front().dataset->tokenizer_directory());
   const std::string data_text = data.text;
+  std::optional<StepTracer> tracer;
+  if (loaded.config.profile.includes_rank(control.rank()))
+    tracer.emplace(StepTracerInputs{.config = loaded.config.profile, .recorder = *context.job.recorder, .fs = context.fs,
+                                    .log = log, .device = device, .mesh = mesh, .rank = control.rank(),
+                                    .folder = save + "/trace"});
   Trainer trainer({.config = loaded.config,
                    .fs = context.fs,
                    .control = control,
@@ -300,7 +305,8 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
                    .build_json = build_json(),
                    .data_text = data_text,
                    .stop_requested = [] { return stop_signal().has_value(); },
-                   .faults = faults});
+                   .faults = faults,
+                   .tracer = tracer ? &*tracer : nullptr});
   if (checkpoint) {
     trainer.resume(*checkpoint);
   } else {

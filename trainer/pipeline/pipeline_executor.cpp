@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <fmt/core.h>
 
 #include "base/error.h"
@@ -43,6 +44,7 @@ PipelineExecutor::Totals PipelineExecutor::run(const NextMicroBatch& next, const
   totals_ = {at::zeros({}, at::TensorOptions(chunks_[0]->device()).dtype(at::kFloat)), 0};
   for (const Action& action : schedule_.ranks[static_cast<size_t>(rank_)]) {
     if (observer) observer(action);
+    RECORD_USER_SCOPE(describe(action));  // in a trace; nothing otherwise
     perform(action);
     forget_finished_sends();
   }
