@@ -14,9 +14,12 @@
 #include "launch/build_info.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
+#include "launch/config_parser.h"
 #include "launch/folder_probe.h"
+#include "launch/run_config.h"
 #include "parallel/binding.h"
 #include "parallel/device_info.h"
+#include "parallel/placement.h"
 
 namespace hearth {
 namespace {
@@ -25,7 +28,8 @@ using Json = nlohmann::ordered_json;
 
 struct DoctorOptions {
   bool json = false;
-  std::string folder = ".";
+  std::string folder = ".", config;
+  std::vector<std::string> overrides;
 };
 
 Json versions_json() {
@@ -70,15 +74,23 @@ Json folder_json(const FolderProbe& probe) {
           {"trouble", probe.trouble}};
 }
 
-Json ranks_json(const std::vector<RankPlace>& places) {
+// Where each rank stands along the axes of the mesh: the layout of --config, or of --set alone.
+Json ranks_json(const std::vector<RankPlace>& places, const Mesh& mesh) {
   Json ranks = Json::array();
   for (const auto& place : places)
     ranks.push_back({{"rank", place.rank},
                      {"host", place.host},
                      {"local_rank", place.local_rank},
                      {"cores", place.cores},
-                     {"device", place.device ? Json(*place.device) : Json()}});
+                     {"device", place.device ? Json(*place.device) : Json()},
+                     {"at", describe_coordinates(mesh, place.rank)}});
   return ranks;
+}
+
+Mesh layout(const DoctorOptions& options, CommandContext& context) {
+  const int ranks = context.job.control->world_size();
+  if (options.config.empty()) return Mesh::from_config(parse_parallel_overrides(options.overrides), ranks);
+  return require_layout(load_experiment(context.fs, options.config, options.overrides), ranks);
 }
 
 // Collective. Sums 1 + 2 + ... + N over all ranks in host memory: the path that votes and CPU training take.
@@ -100,9 +112,13 @@ void print_text(const Json& report) {
     std::cout << fmt::format("{:<14} {}\n", name, value.get<std::string>());
   std::cout << fmt::format("{:<14} {}\n", "launcher", report["launcher"].get<std::string>());
   for (const auto& rank : report["ranks"])
-    std::cout << fmt::format("{:<14} {} on {}, cores {}, device {}\n", "rank", rank["rank"].get<int>(),
+    std::cout << fmt::format("{:<14} {} on {}, cores {}, device {}, {}\n", "rank", rank["rank"].get<int>(),
                              rank["host"].get<std::string>(), rank["cores"].get<std::string>(),
-                             rank["device"].is_null() ? "none" : rank["device"].dump());
+                             rank["device"].is_null() ? "none" : rank["device"].dump(),
+                             rank["at"].get<std::string>());
+  std::cout << fmt::format("{:<14} {}\n", "layout", report["layout"].get<std::string>());
+  for (const auto& warning : report["placement_warnings"])
+    std::cout << fmt::format("{:<14} warning: {}\n", "placement", warning.get<std::string>());
   for (const auto& device : report["devices"])
     std::cout << fmt::format("{:<14} {} {}, {:.1f} GiB, compute capability {}\n", "gpu",
                              device["index"].get<int>(), device["name"].get<std::string>(),
@@ -126,6 +142,7 @@ void print_text(const Json& report) {
 
 void run_doctor(const DoctorOptions& options, CommandContext& context) {
   ControlPlane& control = *context.job.control;
+  const Mesh mesh = layout(options, context);
   const CudaDevices devices = cuda_devices();
   const auto places =
       gather_places(control, device_of(control.local_rank(), static_cast<int>(devices.devices.size())));
@@ -138,7 +155,9 @@ void run_doctor(const DoctorOptions& options, CommandContext& context) {
   const Json report = {{"ok", ok},
                        {"launcher", context.job.launcher},
                        {"versions", versions_json()},
-                       {"ranks", ranks_json(places)},
+                       {"layout", mesh.describe()},
+                       {"ranks", ranks_json(places, mesh)},
+                       {"placement_warnings", placement_warnings(mesh, places)},
                        {"devices", devices_json(devices)},
                        {"no_devices_because", devices.why_none},
                        {"folder", folder_json(probe)},
@@ -160,6 +179,11 @@ void add_doctor_command(CLI::App& parent, CommandContext& context) {
   command->add_flag("--json", options->json, "One JSON object on standard output");
   command->add_option("--folder", options->folder, "Folder to try: where runs will live")
       ->capture_default_str();
+  command->add_option("--config", options->config, "Experiment file whose layout the map of ranks shows");
+  command
+      ->add_option("--set", options->overrides,
+                   "parallel.key=value (with --config any section.key=value); repeatable")
+      ->allow_extra_args(false);
   command->callback([options, &context] { run_doctor(*options, context); });
 }
 

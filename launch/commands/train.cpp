@@ -16,6 +16,7 @@
 #include "launch/signals.h"
 #include "parallel/agreement.h"
 #include "parallel/binding.h"
+#include "parallel/placement.h"
 #include "trainer/checkpoint/find_checkpoint.h"
 #include "trainer/checkpoint/resume_contract.h"
 #include "trainer/checkpoint/retention.h"
@@ -124,10 +125,12 @@ int compute_threads(const ControlPlane& control, const Environment& environment)
   return std::max(1, bound ? cores : cores / control.local_world_size());
 }
 
-void log_places(CommandContext& context, at::Device device, int threads, Log& log) {
+void log_places(CommandContext& context, const Mesh& mesh, at::Device device, int threads, Log& log) {
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
-  for (const RankPlace& place : gather_places(*context.job.control, ordinal))
-    log.info("event=rank_place {} threads={}", describe(place), threads);
+  const auto places = gather_places(*context.job.control, ordinal);
+  for (const RankPlace& place : places)
+    log.info("event=rank_place {} threads={} at=\"{}\"", describe(place), threads, describe_coordinates(mesh, place.rank));
+  for (const std::string& warning : placement_warnings(mesh, places)) log.warning("event=placement: {}", warning);
 }
 
 // Rank 0 writes a nonce into the run folder; every rank reads it back, so that one on another file system is named.
@@ -250,7 +253,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   }
   const int64_t attempt = control.all_reduce_max(lock ? lock->attempt() : 0, "start.attempt");
   log.open_file(fmt::format("{}/log/rank_{:04d}.log", save, control.rank()));
-  log_places(context, device, threads, log);
+  log_places(context, mesh, device, threads, log);
   require_agreement_on_run(context, loaded, data);
   prepare_device_sharing(context, device, log);
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
