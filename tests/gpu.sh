@@ -108,6 +108,8 @@ stage_parallel() {
   local mps=no product=$bundle/trainer_layouts_layout_product_test
   export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
   export CUDA_MODULE_LOADING=EAGER  # hearth train sets it for pipelines
+  # Every communicator of every rank has threads of its own for its sockets; one channel keeps them few.
+  export NCCL_MIN_NCHANNELS=1 NCCL_MAX_NCHANNELS=1
   mkdir -p "$work/mps"
   nvidia-cuda-mps-control -d 2>/dev/null && mps=yes
   if have "$product"; then
@@ -116,7 +118,7 @@ stage_parallel() {
   fi
   one parallel parallel_layouts "$python" "$root/tests/integration/parallel_layouts.py"
   if [ "$mps" = yes ]; then echo quit | nvidia-cuda-mps-control; fi
-  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY CUDA_MODULE_LOADING NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS
 }
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
