@@ -6,10 +6,12 @@
 #     sanitizer   the kernel tests again under compute-sanitizer (memcheck)
 #     layouts     row 5 over NCCL, 1, 2 and 4 ranks on one device: equal curves, bit-equal repeats, stop + resume
 #     parallel    every parallel axis over NCCL, up to 8 ranks on one device, fp32 and bf16, against one rank
+#     trace       four ranks, traced: the share of each kind of communication that compute covers (read its log); on a
+#                 machine with four devices each rank has its own, else they share and the figures are a shared device's
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
 #     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
 #                 --preset --seq --mbs --mode and prints a JSON line), eager and compiled
-# Without a stage: all but bench. A stage that lacks something says so and the next one runs. The table comes last;
+# Without a stage: all but trace and bench. A stage that lacks something says so and the next one runs. The table comes last;
 # whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240).
 # shellcheck disable=SC2317  # stages are called by their name
 set -uo pipefail
@@ -104,21 +106,37 @@ stage_sanitizer() {
 
 stage_layouts() { one layouts layouts "$python" "$root/tests/integration/layouts.py"; }
 # Ranks that share a device are ten times faster under the CUDA multi-process service, where there is one.
-stage_parallel() {
-  local mps=no product=$bundle/trainer_layouts_layout_product_test
+begin_sharing() {
+  mps=no
   export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
   export CUDA_MODULE_LOADING=EAGER  # hearth train sets it for pipelines
   # Every communicator of every rank has threads of its own for its sockets; one channel keeps them few.
   export NCCL_MIN_NCHANNELS=1 NCCL_MAX_NCHANNELS=1
   mkdir -p "$work/mps"
   nvidia-cuda-mps-control -d 2>/dev/null && mps=yes
+  return 0
+}
+end_sharing() {
+  if [ "$mps" = yes ]; then echo quit | nvidia-cuda-mps-control; fi
+  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY CUDA_MODULE_LOADING NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS
+}
+stage_parallel() {
+  local product=$bundle/trainer_layouts_layout_product_test
+  begin_sharing
   if have "$product"; then
     one parallel bf16_8_ranks "$root/tests/mpirun.sh" 8 "$product" "--run_test=bf16_*,*bit_identical*" -- cuda verbose
     one parallel fp32_2_ranks "$root/tests/mpirun.sh" 2 "$product" "--run_test=losses_*" -- cuda verbose
   fi
   one parallel parallel_layouts "$python" "$root/tests/integration/parallel_layouts.py"
-  if [ "$mps" = yes ]; then echo quit | nvidia-cuda-mps-control; fi
-  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY CUDA_MODULE_LOADING NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS
+  end_sharing
+}
+stage_trace() {
+  local devices
+  devices=$(nvidia-smi -L 2>/dev/null | wc -l)
+  [ "$devices" -ge 4 ] || begin_sharing
+  one trace table "$python" "$root/tests/integration/trace.py" table
+  [ "$devices" -ge 4 ] || end_sharing
+  grep -v '^{' "$logs/trace_table.log"
 }
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
@@ -148,7 +166,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2
 for stage in "$@"; do
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-240}))
   case $stage in
-    unit | sanitizer | layouts | parallel | precision | bench) "stage_$stage" ;;
+    unit | sanitizer | layouts | parallel | trace | precision | bench) "stage_$stage" ;;
     *) echo "no stage '$stage'" >&2; exit 2 ;;
   esac
 done

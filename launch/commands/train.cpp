@@ -288,6 +288,8 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
       Tokenizer::load(context.fs, data.train.front().dataset->tokenizer_directory());
   const std::string data_text = data.text;
   std::optional<StepTracer> tracer;
+  // The profiler complains on standard error of devices that a run on the CPU does not have.
+  if (device.is_cpu()) ::setenv("KINETO_LOG_LEVEL", "99", /*overwrite=*/0);
   if (loaded.config.profile.includes_rank(control.rank()))
     tracer.emplace(StepTracerInputs{.config = loaded.config.profile, .recorder = *context.job.recorder, .fs = context.fs,
                                     .log = log, .device = device, .mesh = mesh, .rank = control.rank(),
