@@ -4,6 +4,7 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <map>
 #include <set>
@@ -97,16 +98,16 @@ double padding(const ExperimentConfig& config, const std::vector<ParameterShard>
   return static_cast<double>(store.plan().arena_count()) / elements;
 }
 
-// Neighbouring vectors are summed in one call, the gaps between their aligned starts included.
+// Neighbouring vectors are summed in one call, the gaps between their aligned starts included: how much that can add.
 double gaps(const std::vector<ParameterShard>& shards) {
-  double aligned = 0, elements = 0;
+  double most = 1;
   for (const ParameterShard& shard : shards) {
     if (shard.sum == GradientSum::None) continue;
     const int64_t count = shard.storage_elements();
-    elements += static_cast<double>(count);
-    aligned += static_cast<double>((count + kBucketAlignment - 1) / kBucketAlignment * kBucketAlignment);
+    const int64_t aligned = (count + kBucketAlignment - 1) / kBucketAlignment * kBucketAlignment;
+    most = std::max(most, static_cast<double>(aligned) / static_cast<double>(count));
   }
-  return elements > 0 ? aligned / elements : 1;
+  return most;
 }
 
 void check(const testing::Layout& layout, const testing::RunOptions& options) {
