@@ -178,7 +178,7 @@ def main():
     keep = arguments[arguments.index("--keep") + 1] if "--keep" in arguments else None
     if keep:
         os.makedirs(keep, exist_ok=True)
-    with Workspace() as workspace:
+    with Workspace(num_documents=3000 if "table" in arguments else 300) as workspace:
         if "table" in arguments:
             if device() != "cuda":
                 sys.exit("trace.py table needs HEARTH_TEST_DEVICE=cuda")
