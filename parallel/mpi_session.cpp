@@ -69,7 +69,8 @@ std::string mpi_library_version() {
   int length = 0;
   if (MPI_Get_library_version(text, &length) != MPI_SUCCESS) return "unknown";
   const std::string_view version(text, static_cast<size_t>(length));
-  return std::string(version.substr(0, version.find_first_of("\n\r")));
+  // Open MPI counts the terminating zero among the characters.
+  return std::string(version.substr(0, version.find_first_of(std::string_view("\n\r\0", 3))));
 }
 
 }  // namespace hearth

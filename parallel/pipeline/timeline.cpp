@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace hearth {
 namespace {
@@ -52,6 +53,23 @@ struct Cells {
   size_t at(double seconds) const { return static_cast<size_t>(std::llround(seconds / unit)); }
 };
 
+// The smallest scale at which at least seven of eight labels fit into their actions; the few short actions of
+// an uneven model must not make the picture endless. `needed(label length, seconds)`: the scale at which one
+// fits.
+template <class Needed>
+double scale_for_labels(const PipelineSchedule& schedule, const Simulation& simulation,
+                        const Needed& needed) {
+  std::vector<double> scales;
+  for (const SimulatedRank& rank : simulation.ranks)
+    for (const SimulatedAction& a : rank.actions)
+      if (a.end > a.start)
+        scales.push_back(needed(static_cast<double>(label(schedule, a.action).size()), a.end - a.start));
+  if (scales.empty()) return 1;
+  const auto at = scales.begin() + static_cast<std::ptrdiff_t>((scales.size() - 1) * 7 / 8);
+  std::nth_element(scales.begin(), at, scales.end());
+  return *at;
+}
+
 std::string line(const PipelineSchedule& schedule, const SimulatedRank& rank, const Cells& cells,
                  size_t width, size_t total) {
   std::string text;
@@ -62,7 +80,9 @@ std::string line(const PipelineSchedule& schedule, const SimulatedRank& rank, co
     idle_until(cells.at(a.start));
     const size_t end = cells.at(a.end) * width;
     if (end <= text.size()) continue;  // takes no time
-    text += label(schedule, a.action);
+    std::string shown = label(schedule, a.action).substr(0, std::max<size_t>(1, end - text.size() - 1));
+    while (shown.back() == '.' || shown.back() == '+') shown.pop_back();  // a cut label is no idle time
+    text += shown;
     if (text.size() + 1 < end) text += std::string(end - 1 - text.size(), '-');
     text += " ";
   }
@@ -127,12 +147,11 @@ std::string boxes(const PipelineSchedule& schedule, const SimulatedRank& rank, d
 
 std::string timeline_text(const PipelineSchedule& schedule, const Simulation& simulation) {
   const Cells cells{shortest_action(simulation)};
-  size_t width = 1;  // characters per unit: the longest label and a space fit into its action
-  for (const SimulatedRank& rank : simulation.ranks)
-    for (const SimulatedAction& a : rank.actions) {
-      const size_t units = cells.at(a.end) - cells.at(a.start);
-      if (units > 0) width = std::max(width, (label(schedule, a.action).size() + units) / units);
-    }
+  const auto width =
+      static_cast<size_t>(scale_for_labels(schedule, simulation, [&](double length, double seconds) {
+        return std::max(2.0,
+                        std::ceil((length + 1) / std::round(seconds / cells.unit)));  // characters per unit
+      }));
   std::string text;
   for (size_t r = 0; r < simulation.ranks.size(); ++r)
     text += fmt::format("{:>3} | {}\n", r,
@@ -141,9 +160,11 @@ std::string timeline_text(const PipelineSchedule& schedule, const Simulation& si
 }
 
 std::string timeline_svg(const PipelineSchedule& schedule, const Simulation& simulation) {
-  constexpr double kUnitPixels = 28, kWidest = 16000;
-  const double wide = simulation.total / shortest_action(simulation) * kUnitPixels;
-  const Scale scale{simulation.total > 0 ? std::min(wide, kWidest) / simulation.total : 1};
+  constexpr double kWidest = 16000;
+  const double wanted = scale_for_labels(schedule, simulation, [](double length, double seconds) {
+    return (length * kPerCharacter + 2) / seconds;
+  });
+  const Scale scale{simulation.total > 0 ? std::min(wanted, kWidest / simulation.total) : 1};
   const double width = std::max(scale.x(simulation.total) + 20, 720.0);
   const double height = kTop + static_cast<double>(simulation.ranks.size()) * (kRowHeight + kRowGap) + 10;
   std::string out = fmt::format(
