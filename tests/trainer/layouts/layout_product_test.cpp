@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 #include <set>
 
 #include "../../parallel/mpi_fixture.h"
@@ -77,19 +78,27 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
   }
 }
 
-// Over NCCL on one device a transfer costs milliseconds: half the layers and micro-batches there.
-RunOptions run_options(int64_t steps = 20) {
-  RunOptions options{.steps = steps, .device = test_device()};
-  if (options.device.is_cuda()) options.layers = options.global_batch = 8;
-  return options;
-}
-
-// Layers for every virtual stage, micro-batches for the schedule.
+// Layers for every virtual stage, micro-batches for the schedule and two at least.
 bool fits(const Layout& l, const RunOptions& options) {
   const int chunks = l.schedule == "1f1b" || l.schedule == "zb_h1" ? 1 : 2;
   const int64_t micros = options.global_batch / l.dp;
-  return l.pp * chunks <= options.layers && (l.schedule != "dualpipev" || micros >= 2 * l.pp) &&
+  return l.pp * chunks <= options.layers && micros >= 2 &&
+         (l.schedule != "dualpipev" || micros >= 2 * l.pp) &&
          (l.schedule != "interleaved" || micros % l.pp == 0);
+}
+
+// The least work that a layout can show itself on; nothing where it needs more than there is.
+std::optional<RunOptions> sized_for(const Layout& layout, RunOptions options) {
+  options.device = test_device();
+  const bool small = options.device.is_cuda();  // over NCCL on one device a transfer costs milliseconds
+  for (const int64_t layers : {4, 8, 16})
+    for (const int64_t global_batch : {8, 16}) {
+      options.layers = layers;
+      options.global_batch = global_batch;
+      if (small && (layers > 8 || global_batch > 8)) continue;
+      if (fits(layout, options)) return options;
+    }
+  return std::nullopt;
 }
 
 std::vector<Layout> full_product(int ranks) {
@@ -99,7 +108,7 @@ std::vector<Layout> full_product(int ranks) {
       for (int cp = 1; tp * pp * cp <= ranks; ++cp)
         if (ranks % (tp * pp * cp) == 0)
           add_variants(product, {.tp = tp, .pp = pp, .cp = cp, .dp = ranks / (tp * pp * cp)});
-  std::erase_if(product, [options = run_options()](const Layout& layout) { return !fits(layout, options); });
+  std::erase_if(product, [](const Layout& layout) { return !sized_for(layout, {}); });
   return product;
 }
 
@@ -147,8 +156,8 @@ std::vector<Layout> covering(const std::vector<Layout>& product) {
 // One rank alone computes what all ranks compare with.
 const Curve& reference(Shape shape, const RunOptions& options) {
   static std::map<std::pair<Shape, std::string>, Curve> known;
-  const std::string key = fmt::format("{} {} {} {}", options.steps, static_cast<int>(options.dtype),
-                                      options.device.is_cuda(), options.clip_grad);
+  const std::string key = fmt::format("{} {} {} {} {}", options.steps, static_cast<int>(options.dtype),
+                                      options.clip_grad, options.layers, options.global_batch);
   const auto found = known.find({shape, key});
   if (found != known.end()) return found->second;
   const auto world = hearth::test::world_comm();
@@ -200,11 +209,12 @@ Worst gradient_difference(Comm& world, const Curve& got, const Curve& want) {
   return worst;
 }
 
-void check_layouts(const std::vector<Layout>& layouts, const RunOptions& options, double tolerance,
+void check_layouts(const std::vector<Layout>& layouts, const RunOptions& wanted, double tolerance,
                    double gradient_tolerance) {
   const auto world = hearth::test::world_comm();
   Worst losses, gradients;
   for (const Layout& layout : layouts) {
+    const RunOptions options = sized_for(layout, wanted).value();
     const Curve& want = reference(layout.shape, options);
     const auto begin = std::chrono::steady_clock::now();
     const Curve got = run_layout(hearth::test::job(), layout, options);
@@ -228,15 +238,15 @@ void check_layouts(const std::vector<Layout>& layouts, const RunOptions& options
         "{} layouts of {} ranks, {} steps, {} on {}: losses within {:.2e} ({}; allowed {:.1e}), gradients "
         "within "
         "{:.2e} ({}; allowed {:.1e})\n",
-        layouts.size(), world_size(), options.steps, config_name(options.dtype),
-        options.device.is_cuda() ? "cuda" : "cpu", losses.difference, losses.where, tolerance,
+        layouts.size(), world_size(), wanted.steps, config_name(wanted.dtype),
+        test_device().is_cuda() ? "cuda" : "cpu", losses.difference, losses.where, tolerance,
         gradients.difference, gradients.where, gradient_tolerance);
 }
 
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(the_loss_of_one_rank_falls) {
-  const Curve& curve = reference(Shape::Tied, run_options());
+  const Curve& curve = reference(Shape::Tied, {.device = test_device(), .layers = 4});
   BOOST_TEST(curve.losses.back() < curve.losses.front() - 0.05);
 }
 
@@ -250,13 +260,13 @@ BOOST_AUTO_TEST_CASE(a_covering_set_shows_every_pair) {
 
 BOOST_AUTO_TEST_CASE(losses_and_gradients_equal_one_rank) {
   const auto product = full_product(world_size());
-  check_layouts(has_argument("full") ? product : covering(product), run_options(), kTolerance20,
+  check_layouts(has_argument("full") ? product : covering(product), {.steps = 20}, kTolerance20,
                 kGradientTolerance);
 }
 
 BOOST_AUTO_TEST_CASE(a_hundred_steps) {
   if (!has_argument("full")) return;
-  check_layouts(covering(full_product(world_size())), run_options(100), kTolerance100, kGradientTolerance);
+  check_layouts(covering(full_product(world_size())), {.steps = 100}, kTolerance100, kGradientTolerance);
 }
 
 // Rounding to bf16 moves one rank's curve by some amount. Two layouts round at different places, so each may
@@ -265,11 +275,12 @@ BOOST_AUTO_TEST_CASE(a_hundred_steps) {
 BOOST_AUTO_TEST_CASE(bf16_layouts_differ_by_noise_only) {
   if (!has_argument("cuda")) return;
   const auto world = hearth::test::world_comm();
-  RunOptions options = run_options();
+  const RunOptions fp32_options{.device = test_device(), .layers = 8, .global_batch = 8};
+  RunOptions options = fp32_options;
   options.dtype = DType::BF16;
   double loss_noise = 0, gradient_noise = 0;
   for (const Shape shape : {Shape::Tied, Shape::QkNormAndBias}) {
-    const Curve& fp32 = reference(shape, run_options());
+    const Curve& fp32 = reference(shape, fp32_options);
     const Curve& bf16 = reference(shape, options);
     loss_noise = larger(loss_noise, relative_difference(bf16.losses, fp32.losses));
     for (const auto& [name, expected] : fp32.gradients)
@@ -280,7 +291,7 @@ BOOST_AUTO_TEST_CASE(bf16_layouts_differ_by_noise_only) {
                gradient_noise);
   BOOST_TEST(loss_noise <= 2e-3);  // ten times what a correct run showed
   BOOST_TEST(gradient_noise <=
-             0.25);  // the smallest tensors: 2^-9 a rounding, over 16 layers forward and backward
+             0.25);  // the smallest tensors: 2^-9 a rounding, over 8 layers forward and backward
   check_layouts(covering(full_product(world_size())), options, 4 * loss_noise, 4 * gradient_noise);
 }
 
@@ -288,21 +299,20 @@ BOOST_AUTO_TEST_CASE(bf16_layouts_differ_by_noise_only) {
 // micro-batches in order on every stage, and without clipping nothing else is added across stages. (Tied
 // tables are added across the ends.)
 BOOST_AUTO_TEST_CASE(pipelines_are_bit_identical_to_one_rank) {
-  RunOptions options = run_options(5);
-  options.clip_grad = 0;
-  const Curve& want = reference(Shape::QkNormAndBias, options);
   for (const std::string& schedule : kSchedules) {
     if (world_size() == 1) return;
     const Layout layout{.pp = world_size(), .schedule = schedule, .shape = Shape::QkNormAndBias};
-    if (!fits(layout, options)) continue;
-    const Curve got = run_layout(hearth::test::job(), layout, options);
+    const auto options = sized_for(layout, {.steps = 5, .clip_grad = 0});
+    if (!options) continue;
+    const Curve& want = reference(layout.shape, *options);
+    const Curve got = run_layout(hearth::test::job(), layout, *options);
     BOOST_TEST(got.losses == want.losses, layout.describe() << " is not bit-identical");
   }
 }
 
 // Sharding moves what is where, not what is added to what.
 BOOST_AUTO_TEST_CASE(zero_stages_are_bit_identical) {
-  const RunOptions options = run_options(5);
+  const RunOptions options{.steps = 5, .device = test_device(), .layers = 4};
   if (options.device.is_cuda()) return;  // NCCL adds in another order to reduce than to reduce and scatter
   const auto curve = [&](int64_t stage) {
     return run_layout(hearth::test::job(), {.dp = world_size(), .zero_stage = stage}, options).losses;
