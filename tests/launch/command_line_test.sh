@@ -49,6 +49,17 @@ import json, sys
 report = json.load(sys.stdin)
 assert report["collective"] == {"backend": "mpi", "ranks": 2, "ok": True} and len(report["ranks"]) == 2, report
 ' || wrong "doctor on two ranks"
+# The map of ranks: tp is the fastest axis, so neighbours share a tensor-parallel group.
+"$mpirun" 4 "$hearth" doctor --folder "$folder" --set parallel.tensor_model_parallel_size=2 \
+  --set parallel.pipeline_model_parallel_size=2 2>/dev/null | grep '^rank' | sed 's/ on .*, device [^,]*, /: /' >"$folder/map"
+printf 'rank           %s\n' '0: pp 0 tp 0' '1: pp 0 tp 1' '2: pp 1 tp 0' '3: pp 1 tp 1' | cmp -s - "$folder/map" ||
+  { cat "$folder/map" >&2; wrong "doctor's map"; }
+"$mpirun" 2 "$hearth" doctor --json --folder "$folder" --config "$here/../../configs/smoke.yaml" 2>/dev/null | "${HEARTH_PYTHON:-python3}" -c '
+import json, sys
+report = json.load(sys.stdin)
+assert [rank["at"] for rank in report["ranks"]] == ["dp 0", "dp 1"] and report["placement_warnings"] == [], report
+' || wrong "doctor --config"
+expect 3 "is not a multiple of" "$hearth" doctor --folder "$folder" --set parallel.tensor_model_parallel_size=2; one_error
 touch "$folder/file"
 got=0
 "$hearth" doctor --folder "$folder/file" >/dev/null 2>&1 || got=$?
@@ -64,4 +75,34 @@ for config in configs/*.yaml; do
   [ "$(head -1 "$folder/resolved.yaml" | sed 's/.*hash//')" = "$(head -1 "$folder/again.yaml" | sed 's/.*hash//')" ] ||
     wrong "$config: hash of the resolved file"
 done
+
+# plan: any number of ranks on one machine.
+one_b=configs/pretrain-1b.yaml
+expect 2 "works on one rank, not on 2" "$mpirun" 2 "$hearth" plan $one_b --ranks 2; one_error
+expect 2 "--ranks is required" "$hearth" plan $one_b; one_error
+expect 3 "must be a multiple of micro_batch_size 4 x data-parallel size 7" "$hearth" plan $one_b --ranks 7; one_error
+expect 2 "an SVG goes to a file" "$hearth" plan $one_b --ranks 8 --timeline svg; one_error
+"$hearth" plan $one_b --ranks 1024 --set parallel.pipeline_model_parallel_size=4 --set parallel.tensor_model_parallel_size=8 \
+  --set training.global_batch_size=1024 --json | "${HEARTH_PYTHON:-python3}" -c '
+import json, sys
+plan = json.load(sys.stdin)
+assert plan["layout"] == {"pp": 4, "dp": 32, "cp": 1, "ep": 1, "tp": 8, "ranks": 1024, "zero_stage": 1}, plan
+stages = plan["pipeline_ranks"]
+assert sum(sum(s["layers"]) for s in stages) == 16 and stages[0]["embedding"] and stages[3]["head"], plan
+assert [s["peak_activations"] for s in stages] == [4, 3, 2, 1], plan
+assert all(s["bytes_sent_per_step"]["tensor"] > s["bytes_sent_per_step"]["pipeline"] > 0 for s in stages), plan
+assert all(s["memory_bytes"]["total"] > 0 for s in stages) and 0 < plan["bubble_fraction"] < 1, plan
+' || wrong "plan --json"
+for schedule in 1f1b zb_h1 zbv dualpipev; do
+  "$hearth" plan $one_b --ranks 4 --set parallel.pipeline_model_parallel_size=4 --set parallel.pipeline_schedule=$schedule \
+    --timeline text >"$folder/plan" || wrong "plan $schedule"
+  [ "$(grep -c '^  [0-3] | .*F63' "$folder/plan")" = 4 ] || wrong "plan $schedule: no line of 64 micro-batches for each rank"
+done
+"$hearth" plan $one_b --ranks 4 --set parallel.pipeline_model_parallel_size=4 --timeline svg --output "$folder/plan.svg" >/dev/null ||
+  wrong "plan --timeline svg"
+"${HEARTH_PYTHON:-python3}" -c '
+import sys, xml.dom.minidom
+boxes = xml.dom.minidom.parse(sys.argv[1]).getElementsByTagName("title")
+assert len(boxes) == 2 + 2 * 4 * 64, len(boxes)
+' "$folder/plan.svg" || wrong "the SVG"
 echo "command line: right"

@@ -36,5 +36,6 @@ expect prepare data prep
 has --dry-run train --
 expect --print-config train config.yaml --print
 has --json doctor --
+has --timeline plan --
 expect '' data prepare some/file
 echo "completion: right"
