@@ -160,6 +160,14 @@ def print_table(report, workspace, keep):
         workspace.train(name, 4, sets=sets, timeout=300)
         folder = workspace.path("runs", name, "trace")
         result = json.loads(hearth(["report", "--trace", folder, "--json"], workspace.folder).stdout)
+        events = read_trace(workspace, name, 0)["traceEvents"]
+        kernels = [e for e in events if e.get("cat") == "kernel"]
+        # Without kernels the report would silently be one of host calls: some sharing set-ups hide kernels from the profiler.
+        report.check(f"{name}: kernels of calls and of compute on several streams",
+                     any("site" in e["args"] for e in kernels) and any("site" not in e["args"] for e in kernels)
+                     and len({e["tid"] for e in kernels}) > 1,
+                     f"{len(kernels)} kernels on streams {sorted({e['tid'] for e in kernels})}; without a kernel: "
+                     f"{dict(names({'traceEvents': events}, 'collective'))}")
         kinds = {row["kind"] for row in result["kinds"]}
         report.check(f"{name}: the expected kinds, each kernel with its call", EXPECTED[name] <= kinds and "unnamed" not in kinds,
                      str(sorted(kinds)))
