@@ -118,13 +118,28 @@ void ActivationReplay::forward(Key key) {
 
 void ActivationReplay::backward(Key key, bool defer) {
   see(sizes_.backward_working);
-  now_ -= kept_by(key);
+  now_ -= kept_by(key) + std::exchange(arrived_gradients_[key], 0);
   if (!defer) return;
   now_ += deferred_[key] = chunk(key).num_layers * sizes_.deferred;
-  see(sizes_.boundary);
 }
 
 void ActivationReplay::perform(const Action& action) {
+  if (is_transfer(action)) return transfer(action);
+  compute(action);
+  now_ -= std::exchange(sending_, 0);  // gone by now
+}
+
+// Received ahead: one [n, D] until the action that takes it. Activations that are sent are kept anyway.
+void ActivationReplay::transfer(const Action& action) {
+  const Key key{action.chunk, action.micro};
+  if (action.kind == ActionKind::SendForward) return;
+  now_ += sizes_.boundary;
+  if (action.kind == ActionKind::RecvForward) arrived_[key] = sizes_.boundary;
+  if (action.kind == ActionKind::RecvBackward) arrived_gradients_[key] = sizes_.boundary;
+  if (action.kind == ActionKind::SendBackward) sending_ += sizes_.boundary;
+}
+
+void ActivationReplay::compute(const Action& action) {
   const Key key{action.chunk, action.micro};
   switch (action.kind) {
     case ActionKind::Forward:
@@ -140,13 +155,8 @@ void ActivationReplay::perform(const Action& action) {
     case ActionKind::ForwardBackward:
       forward(key);
       return backward({action.backward_chunk, action.backward_micro}, /*defer=*/false);
-    case ActionKind::RecvForward:
-      now_ += arrived_[key] = sizes_.boundary;
+    default:
       return;
-    case ActionKind::SendForward:
-    case ActionKind::SendBackward:
-    case ActionKind::RecvBackward:
-      return;  // one [n, D] for as long as one action: within `working`
   }
 }
 

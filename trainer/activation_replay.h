@@ -41,6 +41,8 @@ class ActivationReplay {
 
  private:
   using Key = std::pair<int, int>;  // chunk, micro
+  void compute(const Action& action);
+  void transfer(const Action& action);
   void forward(Key key);
   void backward(Key key, bool defer);
   void see(int64_t working);
@@ -49,8 +51,8 @@ class ActivationReplay {
 
   ActivationSizes sizes_;
   ModelPartition partition_;
-  std::map<Key, int64_t> deferred_, arrived_;
-  int64_t now_ = 0, peak_kept_ = 0, peak_working_ = 0;
+  std::map<Key, int64_t> deferred_, arrived_, arrived_gradients_;
+  int64_t sending_ = 0, now_ = 0, peak_kept_ = 0, peak_working_ = 0;
 };
 
 }  // namespace hearth

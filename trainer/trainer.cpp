@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "trainer/evaluate.h"
 #include "trainer/generate.h"
+#include "trainer/memory_report.h"
 #include "trainer/model/model_config_json.h"
 #include "trainer/optimizer/lr_schedule.h"
 
@@ -251,10 +252,13 @@ TrainOutcome Trainer::run() {
     progress = std::make_unique<Progress>(in_.log, state_.step, t.train_iters);
   }
   bool stop = in_.control.all_reduce_max(stop_requested() ? 1 : 0, "run.begin") > 0;
+  MemoryReport memory(in_.log, model_.parameters().memory(),
+                      estimate_memory(in_.config, in_.groups.mesh, in_.groups.rank));
   while (state_.step < t.train_iters && !stop) {
     if (in_.tracer != nullptr) in_.tracer->begin_step(state_.step + 1);
     const StepMetrics metrics = train_step(stop);
     if (in_.tracer != nullptr) in_.tracer->end_step(metrics.step);
+    memory.step(metrics.step);
     in_.faults.hit("step.end");
     if (is_root_ && (metrics.step % t.log_interval == 0 || metrics.step == t.train_iters || stop)) {
       writer->write(metrics.to_json());
@@ -278,6 +282,7 @@ TrainOutcome Trainer::run() {
   }
   if (in_.tracer != nullptr) in_.tracer->finish();
   if (is_root_) progress->finish();
+  if (const auto peaks = memory.finish(in_.control, state_.step); peaks && is_root_) writer->write(*peaks);
   in_.faults.hit("finalize");
   saver_->finish();
   if (state_.step >= t.train_iters) return TrainOutcome::Finished;

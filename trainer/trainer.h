@@ -66,6 +66,8 @@ class Trainer {
   TrainOutcome run();
 
   const TrainState& state() const { return state_; }
+  // Most that tensors held at once on this rank.
+  int64_t peak_memory_bytes() { return model_.parameters().memory().peak_total(); }
 
  private:
   void begin_stream(const DataLedger& ledger);

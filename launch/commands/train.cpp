@@ -83,7 +83,7 @@ void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Data& dat
   const ExperimentConfig& c = loaded.config;
   const int dp = mesh.size(MeshAxis::Dp);
   const auto tokens = c.training.train_iters * c.training.global_batch_size * c.data.seq_length;
-  const MemoryEstimate memory = estimate_memory(c, dp);
+  const auto [heaviest, memory] = heaviest_rank(c, mesh);
   fmt::print("model         {}  hidden {} x {} layers, heads {} / {}, head_dim {}, ffn {}, vocabulary {}{}\n", c.model.family,
              c.model.hidden_size, c.model.num_hidden_layers, c.model.num_attention_heads, c.model.kv_heads(),
              c.model.head_width(), c.model.intermediate_size, c.model.vocab_size,
@@ -95,9 +95,10 @@ void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Data& dat
              c.training.micro_batch_size);
   fmt::print("tokens        {} planned in {} steps\n", tokens, c.training.train_iters);
   fmt::print("data          {}\n", data.missing.empty() ? data.text : data.missing + " does not exist yet");
-  fmt::print("memory        {} per rank = parameters {} + gradients {} + optimizer {} + activations {} + logits {}\n",
-             gib(memory.total()), gib(memory.parameters), gib(memory.gradients), gib(memory.optimizer),
-             gib(memory.activations), gib(memory.logits));
+  fmt::print("memory        {} at most, on rank {} = weights {} + gradients {} + optimizer {} + activations {} ({} kept for "
+             "backward, {} in use)\n",
+             gib(memory.total()), heaviest, gib(memory.weights), gib(memory.gradients), gib(memory.optimizer),
+             gib(memory.activations()), gib(memory.kept), gib(memory.working));
 }
 
 // Ranks that share a device look like hosts of their own to NCCL; the variable must be set before the first Comm.
@@ -242,6 +243,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   const std::string& save = loaded.config.checkpoint.save;
   load_kernels_before_the_first_step(mesh);
   const at::Device device = select_device(parse_device_choice(options.device), control.local_rank());
+  if (device.is_cpu()) count_cpu_memory();
   const int threads = compute_threads(control, context.environment);
   set_compute_threads(threads);
   std::unique_ptr<RunLock> lock;
@@ -318,7 +320,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
     trainer.start(weights ? weights->tensors.get() : nullptr);
   }
   if (trainer.run() == TrainOutcome::Preempted) context.exit_code = exit_code(ErrorKind::Preempted);
-  log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step, peak_memory_bytes(device), save);
+  log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step, trainer.peak_memory_bytes(), save);
 }
 
 void run_train(const TrainOptions& options, CommandContext& context) {

@@ -1,0 +1,96 @@
+"""Row 4 of the parallel core: peak memory of every rank, measured against the formula of --dry-run, for each ZeRO stage
+and for tensor, pipeline and context parallelism.      memory.py [NAME...]     (HEARTH_TEST_DEVICE=cuda for a GPU)
+
+Weights, gradients and optimizer state must be equal to the byte. Activations: the formula counts each tensor that waits
+for backward, and adds a working set, a model of the temporaries that live together at the peak. The first part is a
+lower bound of any correct run up to ROUNDING; the second is a sum of a handful of tensors of which one more or one fewer
+may be alive, so the bound on the difference is the working set itself. The model is wide enough for both to be far above
+what is small and fixed (RoPE tables, row statistics); on CUDA the first matrix product also allocates cuBLAS's workspace,
+WORKSPACE, which is known and no activation."""
+import re
+import sys
+
+from fixture import Report, Workspace, device
+
+ROUNDING = 0.01
+WORKSPACE = 33 << 20  # cuBLAS asks for 32 MiB + 8 KiB on compute capability 9.0 (PyTorch's CUBLAS_WORKSPACE_CONFIG default)
+PARTS = ["weights", "gradients", "optimizer", "activations"]
+
+# name, ranks, changes of the configuration
+CASES = [
+    ("r1", 1, ["parallel.zero_stage=0"]),
+    ("zero0", 2, ["parallel.zero_stage=0"]),
+    ("zero1", 2, ["parallel.zero_stage=1"]),
+    ("zero2", 2, ["parallel.zero_stage=2"]),
+    ("zero3", 2, ["parallel.zero_stage=3"]),
+    ("zero2_4", 4, ["parallel.zero_stage=2"]),
+    ("zero3_4", 4, ["parallel.zero_stage=3"]),
+    ("tp2", 2, ["parallel.tensor_model_parallel_size=2"]),
+    ("tp2_rows_whole", 2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=false"]),
+    ("pp2_1f1b", 2, ["parallel.pipeline_model_parallel_size=2"]),
+    ("pp2_zb_h1", 2, ["parallel.pipeline_model_parallel_size=2", "parallel.pipeline_schedule=zb_h1"]),
+    ("pp2_interleaved", 2, ["parallel.pipeline_model_parallel_size=2", "parallel.pipeline_schedule=interleaved",
+                            "parallel.virtual_pipeline_model_parallel_size=2"]),
+    ("pp2_zbv_zero3", 4, ["parallel.pipeline_model_parallel_size=2", "parallel.pipeline_schedule=zbv",
+                          "parallel.zero_stage=3"]),
+    ("cp2_ring", 2, ["parallel.context_parallel_size=2"]),
+    ("cp2_a2a", 2, ["parallel.context_parallel_size=2", "parallel.cp_comm_type=a2a"]),
+    ("tp2_pp2_zero2", 4, ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2",
+                          "parallel.zero_stage=2"]),
+    ("keep_all", 1, ["recompute.granularity=none"]),
+    ("core_attn", 1, ["recompute.modules=[norm,swiglu,core_attn]"]),
+    ("full_2", 1, ["recompute.granularity=full", "recompute.num_layers=2"]),
+    ("masked", 1, ["data.reset_attention_mask=true"]),
+    ("tied_zero3", 2, ["model.tie_word_embeddings=true", "parallel.zero_stage=3"]),
+    ("bf16_zero2", 2, ["precision.dtype=bf16", "parallel.zero_stage=2"]),
+]
+
+
+def last_memory_event(workspace, run, rank):
+    """{field: bytes} of the rank's last event=memory line."""
+    with open(workspace.path("runs", run, "log", f"rank_{rank:04d}.log"), encoding="utf-8") as lines:
+        found = [line for line in lines if "event=memory" in line]
+    if not found:
+        sys.exit(f"FAILED: {run}: rank {rank} wrote no event=memory")
+    return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", found[-1])}
+
+
+def mib(size):
+    return f"{size / (1 << 20):8.2f}"
+
+
+def compare(report, name, rank, seen):
+    print(f"| {name:15} | {rank} | " + " | ".join(f"{mib(seen[p])} / {mib(seen['estimated_' + p])}" for p in PARTS)
+          + f" | {mib(seen['estimated_working'])} |", flush=True)
+    for part in PARTS[:3]:
+        if seen[part] != seen["estimated_" + part]:
+            report.check(f"{name}: {part} of rank {rank}", False, f"{seen[part]} B, formula {seen['estimated_' + part]} B")
+    extra = WORKSPACE if device() == "cuda" else 0
+    got, want, working = seen["activations"], seen["estimated_activations"], seen["estimated_working"]
+    kept = want - working
+    report.check(f"{name}: rank {rank}", (1 - ROUNDING) * kept <= got <= (1 + ROUNDING) * want + working + extra,
+                 f"activations {got / want:.3f} of the formula, allowed {(1 - ROUNDING) * kept / want:.3f} "
+                 f"to {((1 + ROUNDING) * want + working + extra) / want:.3f}")
+
+
+def main():
+    report = Report()
+    chosen = sys.argv[1:]
+    with Workspace() as workspace:
+        workspace.write_config(
+            model__hidden_size=256, model__intermediate_size=704, model__num_hidden_layers=8, model__num_attention_heads=8,
+            model__num_key_value_heads=4, model__max_position_embeddings=128, model__tie_word_embeddings=False,
+            data__seq_length=128, data__reset_attention_mask=False, parallel__bucket_size_mb=2,
+            training__global_batch_size=16, training__train_iters=3)
+        print("| layout          | rank | " + " | ".join(f"{p}, MiB: measured / formula" for p in PARTS) + " | working set |")
+        for name, ranks, sets in CASES:
+            if chosen and name not in chosen:
+                continue
+            workspace.train(name, ranks, sets=sets)
+            for rank in range(ranks):
+                compare(report, name, rank, last_memory_event(workspace, name, rank))
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
