@@ -185,7 +185,7 @@ void print_plan(const ExperimentConfig& config, const Plan& plan) {
 std::string timeline(const PlanOptions& options, const Plan& plan) {
   if (options.timeline == "svg") return timeline_svg(plan.schedule, plan.simulation);
   return "F forward, B backward (of the input alone where a W follows), W weight gradient; then micro-batch" +
-         std::string(plan.schedule.chunks > 1 ? ".chunk" : "") + ", dashes while it lasts, dots idle\n" +
+         std::string(plan.schedule.chunks > 1 ? ".chunk" : "") + ", dashes while it lasts; dots: idle\n" +
          timeline_text(plan.schedule, plan.simulation);
 }
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 namespace hearth {
@@ -27,14 +26,6 @@ const Look& look(ActionKind kind) {
   return *std::find_if(kLooks.begin(), kLooks.end(), [&](const Look& l) { return l.kind == kind; });
 }
 
-double shortest_action(const Simulation& simulation) {
-  double shortest = std::numeric_limits<double>::infinity();
-  for (const SimulatedRank& rank : simulation.ranks)
-    for (const SimulatedAction& a : rank.actions)
-      if (a.end > a.start) shortest = std::min(shortest, a.end - a.start);
-  return std::isfinite(shortest) ? shortest : 1;
-}
-
 std::string label(const PipelineSchedule& schedule, const Action& action) {
   const auto one = [&](std::string_view letter, int chunk, int micro) {
     return schedule.chunks == 1 ? fmt::format("{}{}", letter, micro)
@@ -46,47 +37,37 @@ std::string label(const PipelineSchedule& schedule, const Action& action) {
   return text;
 }
 
-// Time in whole units of the shortest action. Rounding both ends alike keeps neighbours apart and every
-// action at least one unit long.
-struct Cells {
-  double unit;
-  size_t at(double seconds) const { return static_cast<size_t>(std::llround(seconds / unit)); }
-};
-
-// The smallest scale at which at least seven of eight labels fit into their actions; the few short actions of
-// an uneven model must not make the picture endless. `needed(label length, seconds)`: the scale at which one
-// fits.
-template <class Needed>
-double scale_for_labels(const PipelineSchedule& schedule, const Simulation& simulation,
-                        const Needed& needed) {
-  std::vector<double> scales;
+// Scale of a picture: all labels fit into their actions, unless that takes more than twice what half of them
+// need (the few short actions of an uneven model must not make the picture endless). `room(length)`: what a
+// label takes.
+template <class Room>
+double scale_for_labels(const PipelineSchedule& schedule, const Simulation& simulation, const Room& room) {
+  std::vector<double> needs;
   for (const SimulatedRank& rank : simulation.ranks)
     for (const SimulatedAction& a : rank.actions)
-      if (a.end > a.start)
-        scales.push_back(needed(static_cast<double>(label(schedule, a.action).size()), a.end - a.start));
-  if (scales.empty()) return 1;
-  const auto at = scales.begin() + static_cast<std::ptrdiff_t>((scales.size() - 1) * 7 / 8);
-  std::nth_element(scales.begin(), at, scales.end());
-  return *at;
+      if (a.end > a.start) needs.push_back(room(label(schedule, a.action).size()) / (a.end - a.start));
+  if (needs.empty()) return 1;
+  std::sort(needs.begin(), needs.end());
+  return std::min(needs.back(), 2 * needs[needs.size() / 2]);
 }
 
-std::string line(const PipelineSchedule& schedule, const SimulatedRank& rank, const Cells& cells,
-                 size_t width, size_t total) {
+// An action takes at least one character; what follows it may stand that much later.
+std::string line(const PipelineSchedule& schedule, const SimulatedRank& rank, double scale, double total) {
   std::string text;
-  const auto idle_until = [&](size_t cell) {
-    while (text.size() < cell * width) text += "." + std::string(width - 1, ' ');
+  const auto at = [&](double seconds) { return static_cast<size_t>(std::llround(seconds * scale)); };
+  const auto idle_until = [&](size_t end) {
+    if (text.size() < end) text += std::string(end - text.size() - 1, '.') + " ";
   };
   for (const SimulatedAction& a : rank.actions) {
-    idle_until(cells.at(a.start));
-    const size_t end = cells.at(a.end) * width;
-    if (end <= text.size()) continue;  // takes no time
-    std::string shown = label(schedule, a.action).substr(0, std::max<size_t>(1, end - text.size() - 1));
-    while (shown.back() == '.' || shown.back() == '+') shown.pop_back();  // a cut label is no idle time
-    text += shown;
-    if (text.size() + 1 < end) text += std::string(end - 1 - text.size(), '-');
-    text += " ";
+    idle_until(at(a.start));
+    const size_t room = std::max(text.size() + 1, at(a.end)) - text.size();
+    const std::string name = label(schedule, a.action);
+    std::string shown =
+        name.size() < std::max<size_t>(room, 2) ? name : std::string(look(a.action.kind).letter);
+    if (shown.size() + 1 < room) shown += std::string(room - 1 - shown.size(), '-');
+    text += shown + (room > 1 ? " " : "");
   }
-  idle_until(total);
+  idle_until(at(total));
   while (!text.empty() && text.back() == ' ') text.pop_back();
   return text;
 }
@@ -146,24 +127,18 @@ std::string boxes(const PipelineSchedule& schedule, const SimulatedRank& rank, d
 }  // namespace
 
 std::string timeline_text(const PipelineSchedule& schedule, const Simulation& simulation) {
-  const Cells cells{shortest_action(simulation)};
-  const auto width =
-      static_cast<size_t>(scale_for_labels(schedule, simulation, [&](double length, double seconds) {
-        return std::max(2.0,
-                        std::ceil((length + 1) / std::round(seconds / cells.unit)));  // characters per unit
-      }));
+  const double scale =
+      scale_for_labels(schedule, simulation, [](size_t length) { return static_cast<double>(length) + 1; });
   std::string text;
   for (size_t r = 0; r < simulation.ranks.size(); ++r)
-    text += fmt::format("{:>3} | {}\n", r,
-                        line(schedule, simulation.ranks[r], cells, width, cells.at(simulation.total)));
+    text += fmt::format("{:>3} | {}\n", r, line(schedule, simulation.ranks[r], scale, simulation.total));
   return text;
 }
 
 std::string timeline_svg(const PipelineSchedule& schedule, const Simulation& simulation) {
   constexpr double kWidest = 16000;
-  const double wanted = scale_for_labels(schedule, simulation, [](double length, double seconds) {
-    return (length * kPerCharacter + 2) / seconds;
-  });
+  const double wanted = scale_for_labels(
+      schedule, simulation, [](size_t length) { return kPerCharacter * static_cast<double>(length) + 4; });
   const Scale scale{simulation.total > 0 ? std::min(wanted, kWidest / simulation.total) : 1};
   const double width = std::max(scale.x(simulation.total) + 20, 720.0);
   const double height = kTop + static_cast<double>(simulation.ranks.size()) * (kRowHeight + kRowGap) + 10;
