@@ -1,4 +1,5 @@
-// The `profile` section of the experiment file: a trace of a few steps (trainer/trace.h). Names as Megatron-LM's
+// The `profile` section of the experiment file: a trace of a few steps (trainer/trace.h). Names as
+// Megatron-LM's
 // --profile-step-start, --profile-step-end and --profile-ranks.
 #pragma once
 

@@ -35,7 +35,8 @@ int64_t now_ns() {
 std::string place(const Mesh& mesh, int rank) {
   std::string text;
   for (const MeshAxis axis : {MeshAxis::Pp, MeshAxis::Dp, MeshAxis::Cp, MeshAxis::Tp})
-    if (mesh.size(axis) > 1) text += fmt::format("{}{}{}", text.empty() ? "" : " ", name(axis), mesh.coordinate(rank, axis));
+    if (mesh.size(axis) > 1)
+      text += fmt::format("{}{}{}", text.empty() ? "" : " ", name(axis), mesh.coordinate(rank, axis));
   return text.empty() ? "alone" : text;
 }
 

@@ -1,8 +1,9 @@
-// Records what one rank does in a few training steps: operators, pipeline actions, calls between ranks by name, and on a
-// GPU every kernel with its stream. Recorded by kineto, the profiler inside LibTorch (kernels through CUPTI); names and
-// the calls without a kernel are added when the file is written (trainer/trace_events.h). Only one in a process at a
-// time. Where no trace was asked for there is no StepTracer, and a call costs the flight recorder one load.
-// Not thread-safe, but calls of other threads (autograd, the NCCL watchdog) are recorded too.
+// Records what one rank does in a few training steps: operators, pipeline actions, calls between ranks by
+// name, and on a GPU every kernel with its stream. Recorded by kineto, the profiler inside LibTorch (kernels
+// through CUPTI); names and the calls without a kernel are added when the file is written
+// (trainer/trace_events.h). Only one in a process at a time. Where no trace was asked for there is no
+// StepTracer, and a call costs the flight recorder one load. Not thread-safe, but calls of other threads
+// (autograd, the NCCL watchdog) are recorded too.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -42,7 +43,8 @@ class StepTracer final : private FlightRecorder::Observer {
   StepTracer(const StepTracer&) = delete;
   StepTracer& operator=(const StepTracer&) = delete;
 
-  // Around each step. The trace starts and ends here, with an idle device; end_step of the last step writes the file.
+  // Around each step. The trace starts and ends here, with an idle device; end_step of the last step writes
+  // the file.
   void begin_step(int64_t step);
   void end_step(int64_t step);
   // After the last step: writes what the end of training cut short.

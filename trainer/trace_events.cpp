@@ -29,8 +29,9 @@ json metadata(const char* name, int64_t pid, json args) {
   return {{"ph", "M"}, {"name", name}, {"pid", pid}, {"tid", 0}, {"ts", 0}, {"args", std::move(args)}};
 }
 
-// Finds the call that launched a kernel: by the profiler's external id, which is that of the innermost host span around
-// the launch; else by the launch itself (same correlation id), which lies in time inside the span on the same thread.
+// Finds the call that launched a kernel: by the profiler's external id, which is that of the innermost host
+// span around the launch; else by the launch itself (same correlation id), which lies in time inside the span
+// on the same thread.
 class Launches {
  public:
   Launches(const json& events, const std::vector<TracedCall>& calls) {
@@ -44,14 +45,16 @@ class Launches {
       } else if (category == "cuda_runtime" || category == "cuda_driver") {
         const json args = event.value("args", json::object());
         if (args.contains("correlation"))
-          launches_[args["correlation"].get<int64_t>()] = {event.at("tid").get<int64_t>(), event.at("ts").get<double>()};
+          launches_[args["correlation"].get<int64_t>()] = {event.at("tid").get<int64_t>(),
+                                                           event.at("ts").get<double>()};
       }
     }
   }
 
   const TracedCall* find(const json& kernel) const {
     const json& args = kernel.at("args");
-    if (const auto span = by_external_id_.find(args.value("External id", int64_t{-1})); span != by_external_id_.end())
+    if (const auto span = by_external_id_.find(args.value("External id", int64_t{-1}));
+        span != by_external_id_.end())
       return span->second;
     const auto launch = launches_.find(args.value("correlation", int64_t{-1}));
     if (launch == launches_.end()) return nullptr;
@@ -72,12 +75,17 @@ class Launches {
   }
 
   std::unordered_map<int64_t, const TracedCall*> by_external_id_;
-  std::unordered_map<int64_t, std::pair<int64_t, double>> launches_;           // correlation -> thread, time
-  std::map<int64_t, std::map<double, std::pair<double, const TracedCall*>>> spans_;  // thread -> begin -> end, call
+  std::unordered_map<int64_t, std::pair<int64_t, double>> launches_;  // correlation -> thread, time
+  std::map<int64_t, std::map<double, std::pair<double, const TracedCall*>>>
+      spans_;  // thread -> begin -> end, call
 };
 
 json call_args(const TracedCall& call) {
-  return {{"op", call.op}, {"site", call.site}, {"group", call.group}, {"seq", call.seq}, {"size_bytes", call.size_bytes}};
+  return {{"op", call.op},
+          {"site", call.site},
+          {"group", call.group},
+          {"seq", call.seq},
+          {"size_bytes", call.size_bytes}};
 }
 
 // Pairs of begin and end, since calls of one group may overlap.
@@ -138,7 +146,8 @@ json rank_trace(json profiled, const std::vector<TracedCall>& calls, const Trace
   for (json& event : events) {
     if (event.value("name", "") != "thread_name" || event["pid"] != device) continue;
     const auto group = groups.find(event.at("tid").get<int64_t>());
-    if (group != groups.end()) event["args"]["name"] = fmt::format("stream {} {}", group->first, group->second);
+    if (group != groups.end())
+      event["args"]["name"] = fmt::format("stream {} {}", group->first, group->second);
   }
   const std::string name = fmt::format("rank {} {}", identity.rank, identity.place);
   events.push_back(metadata("process_name", host, {{"name", name + " host"}}));
@@ -162,7 +171,8 @@ json merge_traces(std::vector<json> traces) {
     if (!merged.contains("baseTimeNanoseconds")) merged["baseTimeNanoseconds"] = base_ns;
     const double shift_us = static_cast<double>(base_ns - merged["baseTimeNanoseconds"].get<int64_t>()) / 1e3;
     for (json& event : trace["traceEvents"]) {
-      if (shift_us != 0 && event.value("ph", "") != "M") event["ts"] = event.at("ts").get<double>() + shift_us;
+      if (shift_us != 0 && event.value("ph", "") != "M")
+        event["ts"] = event.at("ts").get<double>() + shift_us;
       merged["traceEvents"].push_back(std::move(event));
     }
   }

@@ -49,10 +49,13 @@ std::vector<Interval> uncovered(Interval of, const std::vector<Interval>& disjoi
 
 TraceSpan span(const json& event, std::string kind, int64_t lane) {
   const double begin = event.at("ts").get<double>();
-  return {std::move(kind), lane, std::llround(begin * 1e3), std::llround((begin + event.value("dur", 0.0)) * 1e3)};
+  return {std::move(kind), lane, std::llround(begin * 1e3),
+          std::llround((begin + event.value("dur", 0.0)) * 1e3)};
 }
 
-bool is_nccl(const json& event) { return event.value("name", "").rfind("nccl", 0) == 0; }
+bool is_nccl(const json& event) {
+  return event.value("name", "").rfind("nccl", 0) == 0;
+}
 
 void read_event(const json& event, RankTrace& out, std::vector<TraceSpan>& host_compute,
                 std::map<std::string, TraceSpan>& open) {

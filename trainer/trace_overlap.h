@@ -1,7 +1,8 @@
-// How much of the communication in a trace (trainer/trace_events.h) runs while the rank computes: per kind, the share of
-// its time that a compute kernel on another stream of the same rank covers. Pure functions, thread-safe.
-// A collective's time is that of its kernel and includes waiting for the last rank. Calls without a kernel (MPI) count from
-// begin to end, and the compute that covers them are the tensor operators of the host.
+// How much of the communication in a trace (trainer/trace_events.h) runs while the rank computes: per kind,
+// the share of its time that a compute kernel on another stream of the same rank covers. Pure functions,
+// thread-safe. A collective's time is that of its kernel and includes waiting for the last rank. Calls
+// without a kernel (MPI) count from begin to end, and the compute that covers them are the tensor operators
+// of the host.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,9 @@ struct KindOverlap {
   int64_t total_ns = 0;    // sum over the calls
   int64_t covered_ns = 0;  // of it, while compute ran on another stream
   int64_t exposed_ns = 0;  // wall time in which a call of the kind, and no compute on another stream, ran
-  double share() const { return total_ns > 0 ? static_cast<double>(covered_ns) / static_cast<double>(total_ns) : 0; }
+  double share() const {
+    return total_ns > 0 ? static_cast<double>(covered_ns) / static_cast<double>(total_ns) : 0;
+  }
   bool operator==(const KindOverlap&) const = default;
 };
 

@@ -1,5 +1,6 @@
-// hearth report --trace FILE|DIR...: reads the traces that a run with profile.enabled wrote (RUN/trace) and prints, per kind
-// of communication, the share of its time that compute on other streams covers; --merged FILE writes one trace of all ranks.
+// hearth report --trace FILE|DIR...: reads the traces that a run with profile.enabled wrote (RUN/trace) and
+// prints, per kind of communication, the share of its time that compute on other streams covers; --merged
+// FILE writes one trace of all ranks.
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <map>
@@ -31,13 +32,15 @@ struct RankOverlap {
 std::vector<std::string> trace_files(FileSystem& fs, const std::vector<std::string>& paths) {
   std::vector<std::string> files;
   for (const std::string& path : paths) {
-    HEARTH_CHECK(fs.exists(path), BadInput, "{} does not exist: a run writes RUN/trace when profile.enabled is true", path);
+    HEARTH_CHECK(fs.exists(path), BadInput,
+                 "{} does not exist: a run writes RUN/trace when profile.enabled is true", path);
     if (!fs.is_directory(path)) {
       files.push_back(path);
       continue;
     }
     for (const std::string& name : fs.list(path))
-      if (name.rfind("rank_", 0) == 0 && name.size() == std::string("rank_0000.json").size()) files.push_back(path + "/" + name);
+      if (name.rfind("rank_", 0) == 0 && name.size() == std::string("rank_0000.json").size())
+        files.push_back(path + "/" + name);
   }
   HEARTH_CHECK(!files.empty(), BadInput, "{} holds no rank_NNNN.json", paths.front());
   return files;
@@ -45,11 +48,14 @@ std::vector<std::string> trace_files(FileSystem& fs, const std::vector<std::stri
 
 nlohmann::json parse_trace(FileSystem& fs, const std::string& file) {
   auto trace = nlohmann::json::parse(fs.read_text(file), nullptr, /*allow_exceptions=*/false);
-  HEARTH_CHECK(!trace.is_discarded(), BadInput, "{} is not JSON: was the run stopped while it wrote the trace?", file);
+  HEARTH_CHECK(!trace.is_discarded(), BadInput,
+               "{} is not JSON: was the run stopped while it wrote the trace?", file);
   return trace;
 }
 
-double per_step_ms(int64_t ns, int64_t steps) { return static_cast<double>(ns) / 1e6 / static_cast<double>(steps); }
+double per_step_ms(int64_t ns, int64_t steps) {
+  return static_cast<double>(ns) / 1e6 / static_cast<double>(steps);
+}
 
 ordered_json kind_json(const KindOverlap& row, int64_t steps) {
   return {{"kind", row.kind},
@@ -87,7 +93,10 @@ void print_json(const std::vector<RankOverlap>& ranks) {
   for (const RankOverlap& rank : ranks) {
     ordered_json rows = ordered_json::array();
     for (const KindOverlap& row : rank.kinds) rows.push_back(kind_json(row, rank.trace.steps));
-    list.push_back({{"rank", rank.trace.rank}, {"place", rank.trace.place}, {"steps", rank.trace.steps}, {"kinds", rows}});
+    list.push_back({{"rank", rank.trace.rank},
+                    {"place", rank.trace.place},
+                    {"steps", rank.trace.steps},
+                    {"kinds", rows}});
   }
   const auto [sums, steps] = sum_over_ranks(ranks);
   for (const KindOverlap& row : sums) kinds.push_back(kind_json(row, steps));
@@ -96,14 +105,15 @@ void print_json(const std::vector<RankOverlap>& ranks) {
 
 void print_table(const std::vector<RankOverlap>& ranks) {
   const auto [rows, steps] = sum_over_ranks(ranks);
-  std::cout << fmt::format("communication of {} ranks, {} steps each: mean of a step of a rank\n", ranks.size(),
-                           ranks.front().trace.steps);
-  std::cout << fmt::format("{:<22} {:>8} {:>11} {:>11} {:>8} {:>11}\n", "kind", "calls", "time ms", "covered ms", "covered",
-                           "exposed ms");
+  std::cout << fmt::format("communication of {} ranks, {} steps each: mean of a step of a rank\n",
+                           ranks.size(), ranks.front().trace.steps);
+  std::cout << fmt::format("{:<22} {:>8} {:>11} {:>11} {:>8} {:>11}\n", "kind", "calls", "time ms",
+                           "covered ms", "covered", "exposed ms");
   for (const KindOverlap& row : rows)
     std::cout << fmt::format("{:<22} {:>8.1f} {:>11.3f} {:>11.3f} {:>7.1f}% {:>11.3f}\n", row.kind,
-                             static_cast<double>(row.calls) / static_cast<double>(steps), per_step_ms(row.total_ns, steps),
-                             per_step_ms(row.covered_ns, steps), 100 * row.share(), per_step_ms(row.exposed_ns, steps));
+                             static_cast<double>(row.calls) / static_cast<double>(steps),
+                             per_step_ms(row.total_ns, steps), per_step_ms(row.covered_ns, steps),
+                             100 * row.share(), per_step_ms(row.exposed_ns, steps));
   if (rows.empty()) std::cout << "no call between ranks\n";
 }
 
@@ -118,7 +128,8 @@ void run_report(const Arguments& arguments, CommandContext& context) {
     ranks.push_back({std::move(rank), std::move(kinds)});
     if (!arguments.merged.empty()) traces.push_back(std::move(trace));
   }
-  if (!arguments.merged.empty()) context.fs.write_atomically(arguments.merged, merge_traces(std::move(traces)).dump());
+  if (!arguments.merged.empty())
+    context.fs.write_atomically(arguments.merged, merge_traces(std::move(traces)).dump());
   arguments.json ? print_json(ranks) : print_table(ranks);
 }
 
@@ -126,9 +137,10 @@ void run_report(const Arguments& arguments, CommandContext& context) {
 
 void add_report_command(CLI::App& parent, CommandContext& context) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command =
-      parent.add_subcommand("report", "How much of a traced run's communication hides behind compute, per kind");
-  command->add_option("--trace", arguments->traces, "Trace files of ranks, or the folder RUN/trace")->required();
+  CLI::App* command = parent.add_subcommand(
+      "report", "How much of a traced run's communication hides behind compute, per kind");
+  command->add_option("--trace", arguments->traces, "Trace files of ranks, or the folder RUN/trace")
+      ->required();
   command->add_option("--merged", arguments->merged, "Also write one trace of all ranks to this file");
   command->add_flag("--json", arguments->json, "Print one JSON object, with the figures of every rank");
   command->callback([arguments, &context] { run_report(*arguments, context); });

@@ -64,7 +64,9 @@ BOOST_AUTO_TEST_CASE(dump_has_a_line_per_call) {
 
 BOOST_AUTO_TEST_CASE(an_observer_is_told_of_every_call) {
   struct Notes final : FlightRecorder::Observer {
-    void begin(uint64_t id, const FlightRecorder::Call& call) override { text += fmt::format("begin {} {};", id, call.site); }
+    void begin(uint64_t id, const FlightRecorder::Call& call) override {
+      text += fmt::format("begin {} {};", id, call.site);
+    }
     void issued(uint64_t id) override { text += fmt::format("issued {};", id); }
     void end(uint64_t id) override { text += fmt::format("end {};", id); }
     std::string text;
