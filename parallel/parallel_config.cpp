@@ -26,6 +26,10 @@ void ParallelConfig::validate(ConfigErrors& e) const {
     positive(e, fmt::format("pipeline_model_parallel_layout[{}]", i), pipeline_model_parallel_layout[i]);
   e.one_of(cp_comm_type, "cp_comm_type", {"p2p", "a2a"});
   e.require(zero_stage >= 0 && zero_stage <= 3, "zero_stage", "must be 0, 1, 2 or 3, got {}", zero_stage);
+  positive(e, "num_distributed_optimizer_instances", num_distributed_optimizer_instances);
+  e.require(zero_stage >= 1 || num_distributed_optimizer_instances == 1, "num_distributed_optimizer_instances",
+            "has a meaning for zero_stage 1 to 3, which shard something; got {} with zero_stage 0",
+            num_distributed_optimizer_instances);
   e.require(bucket_size_mb > 0 && bucket_size_mb <= 4096, "bucket_size_mb", "must be in (0, 4096], got {}",
             bucket_size_mb);
   e.require(collective_timeout_s >= 1 && collective_timeout_s <= 86400, "collective_timeout_s",

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <set>
 
+#include "base/error.h"
+#include "parallel/zero/hierarchy.h"
+
 namespace hearth {
 namespace {
 
@@ -88,6 +91,11 @@ ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSc
   groups.rank = maker.rank();
   const auto data_ranks = mesh.group(groups.rank, {MeshAxis::Dp, MeshAxis::Cp});
   groups.data = maker.make("dp", data_ranks);
+  if (options.optimizer_instances > 1) {
+    const auto hierarchy = sharding_hierarchy(data_ranks, checked_cast<int>(options.optimizer_instances), groups.rank);
+    groups.shard = maker.make("dp.shard", hierarchy.shard_group);
+    groups.replicas = maker.make("dp.replica", hierarchy.replica_group);
+  }
   if (static_cast<int>(data_ranks.size()) != mesh.world_size()) {
     std::vector<int> everyone(static_cast<size_t>(mesh.world_size()));
     for (size_t i = 0; i < everyone.size(); ++i) everyone[i] = static_cast<int>(i);
@@ -118,7 +126,7 @@ ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSc
 }
 
 void ParallelGroups::set_compute_stream(StreamHandle stream) {
-  for (Comm* comm : {world.get(), data.get(), tensor.get(), context.get(), kv_replicas.get(), tied_embedding.get()})
+  for (Comm* comm : {world.get(), data.get(), shard.get(), replicas.get(), tensor.get(), context.get(), kv_replicas.get(), tied_embedding.get()})
     if (comm != nullptr) comm->set_compute_stream(stream);
   for (const auto& [pair, comm] : links.all()) comm->set_compute_stream(stream);
 }

@@ -29,6 +29,7 @@ class PipelineLinks {
 struct ParallelGroupsOptions {
   int64_t kv_replicas = 1;         // tensor-parallel ranks that share a key/value head
   bool tied_embeddings = false;
+  int64_t optimizer_instances = 1;  // copies of the sharded state (parallel/zero/hierarchy.h)
   std::optional<int> cuda_device;  // as CommOptions
   double timeout_s = 300;
 };
@@ -38,10 +39,12 @@ struct ParallelGroups {
   int rank = 0;                   // of the job
   std::unique_ptr<Comm> world;    // null where `data` is the whole job
   std::unique_ptr<Comm> data;     // data x context parallel: over which gradients are summed
+  std::unique_ptr<Comm> shard, replicas;  // of `data`, which is sharded over `shard` (null: over all of `data`)
   std::unique_ptr<Comm> tensor, context, kv_replicas, tied_embedding;  // null where the group is this rank alone
   PipelineLinks links;
 
   int coordinate(MeshAxis axis) const { return mesh.coordinate(rank, axis); }
+  Comm& shards() const { return shard ? *shard : *data; }
   Comm& everyone() const { return world ? *world : *data; }
   bool tied_ends_apart() const { return tied_embedding != nullptr; }
   // Sets the compute stream of every communicator.

@@ -63,10 +63,11 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   const ModelPartition partition = model_partition(config, groups.mesh, schedule, groups.rank);
   counts_loss_ = partition.has_head() && groups.coordinate(MeshAxis::Tp) == 0;
   parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
-                                                 store_options(config, groups.data->size(), device));
+                                                 store_options(config, groups.shards().size(), device));
   optimizer_ =
       std::make_unique<DistributedOptimizer>(config.optimizer, *parameters_,
-                                             OptimizerComms{.data_parallel = *groups.data,
+                                             OptimizerComms{.data_parallel = groups.shards(),
+                                                                     .replicas = groups.replicas.get(),
                                                             .tensor_parallel = groups.tensor.get(),
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},

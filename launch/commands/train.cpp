@@ -1,5 +1,6 @@
 // hearth train CONFIG: reads the experiment file, joins the ranks, and runs trainer/trainer.h to the end.
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdlib>
 #include <fmt/core.h>
 #include <iostream>
@@ -12,6 +13,7 @@
 #include "launch/command.h"
 #include "launch/commands/commands.h"
 #include "launch/config_parser.h"
+#include "launch/error_report.h"
 #include "launch/run_config.h"
 #include "launch/signals.h"
 #include "parallel/agreement.h"
@@ -149,6 +151,27 @@ void require_agreement_on_run(CommandContext& context, const LoadedConfig& loade
   if (context.job.control->rank() == 0) context.fs.remove(file);
 }
 
+// A page that names the missing rank, on stderr and in the run folder. Nothing here may die with run_train: a job can hang
+// while it ends.
+void explain_hangs(CommandContext& context, const std::string& save, const Mesh& mesh) {
+  HangOptions options{.folder = save + "/.hang", .places = {}, .print = {}, .told_to_end = {}};
+  for (int rank = 0; rank < mesh.world_size(); ++rank) {
+    std::string place;
+    for (const MeshAxis axis : {MeshAxis::Pp, MeshAxis::Dp, MeshAxis::Cp, MeshAxis::Ep, MeshAxis::Tp})
+      if (mesh.size(axis) > 1)
+        place += fmt::format("{}{} {}", place.empty() ? "" : " ", name(axis), mesh.coordinate(rank, axis));
+    options.places.push_back(place);
+  }
+  options.print = [&fs = context.fs, file = save + "/log/hang_report.txt"](std::string_view page) {
+    std::cerr << page << std::flush;
+    fs.write_atomically(file, page);
+  };
+  options.told_to_end = [] { return stop_signal() == SIGTERM; };
+  watch_for_hangs(context.job, std::move(options), [&environment = context.environment](const Error& error) {
+    std::cerr << error_report(error, environment) << std::flush;
+  });
+}
+
 // --resume never over an existing run: its checkpoints stay, under another name.
 void set_checkpoints_aside(FileSystem& fs, const std::string& run_folder, int64_t attempt, Log& log) {
   if (list_checkpoints(fs, run_folder).empty()) return;
@@ -257,12 +280,14 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   log.open_file(fmt::format("{}/log/rank_{:04d}.log", save, control.rank()));
   log_places(context, mesh, device, threads, log);
   require_agreement_on_run(context, loaded, data);
+  explain_hangs(context, save, mesh);
   prepare_device_sharing(context, device, log);
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
   ParallelGroups groups = make_parallel_groups(
       context.job, mesh, pipeline_schedule(loaded.config, mesh),
       {.kv_replicas = local_heads(loaded.config.model, mesh.size(MeshAxis::Tp), 0).replicas,
        .tied_embeddings = loaded.config.model.tie_word_embeddings,
+       .optimizer_instances = loaded.config.parallel.num_distributed_optimizer_instances,
        .cuda_device = ordinal,
        .timeout_s = loaded.config.parallel.collective_timeout_s});
   log.info("event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} data=\"{}\"",

@@ -22,6 +22,12 @@ ElementRange intersection(ElementRange a, ElementRange b) {
 }
 ElementRange relative(ElementRange range, int64_t to) { return {range.begin - to, range.end - to}; }
 
+// Part `index` of `count` parts of nearly one size.
+ElementRange split(ElementRange range, int64_t index, int64_t count) {
+  const auto at = [&](int64_t i) { return range.begin + range.count() * i / count; };
+  return {at(index), at(index + 1)};
+}
+
 at::Tensor part(const at::Tensor& flat, ElementRange range) { return flat.narrow(0, range.begin, range.count()); }
 }  // namespace
 
@@ -53,8 +59,9 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
     BucketState& bucket = buckets_[i];
     const ElementRange arena = plan.buckets[i].arena;
     bucket.index = static_cast<int64_t>(i);
-    bucket.share = relative(plan.shard(bucket.index, comm_.rank()), arena.begin);
-    bucket.owned = zero_stage >= 1 ? bucket.share : ElementRange{0, arena.count()};
+    const ElementRange shard = relative(plan.shard(bucket.index, comm_.rank()), arena.begin);
+    bucket.owned = zero_stage >= 1 ? shard : ElementRange{0, arena.count()};
+    bucket.share = comms.replicas == nullptr ? shard : split(shard, comms.replicas->rank(), comms.replicas->size());
     const int64_t count = bucket.owned.count();
     parameters.memory().allocating(MemoryPart::Optimizer, count * 4 * (separate_masters_ ? 3 : 2));
     if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * 4);
@@ -167,7 +174,7 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
   const std::string site = fmt::format("grad.bucket{}", bucket.index);
   if (!shards_gradients()) {
     float* grads = parameters_.grads(bucket.index).data_ptr<float>();
-    const int64_t share = bucket.share.count();
+    const int64_t share = bucket.owned.count();
     bucket.reduction = zero_stage_ == 0
                            ? comm_.all_reduce(grads, parameters_.grads(bucket.index).numel(), DType::F32,
                                               ReduceOp::Sum, site)
@@ -177,10 +184,10 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
   bucket.pending = bucket.per_cycle;
   // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the same.
   if (!parameters_.has_grads(bucket.index)) return;
-  parameters_.memory().allocating(MemoryPart::Gradients, bucket.share.count() * 4);
-  bucket.incoming = at::empty({bucket.share.count()}, bucket.grad_shard.options());
+  parameters_.memory().allocating(MemoryPart::Gradients, bucket.owned.count() * 4);
+  bucket.incoming = at::empty({bucket.owned.count()}, bucket.grad_shard.options());
   bucket.reduction = comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
-                                          bucket.incoming.data_ptr<float>(), bucket.share.count(), DType::F32, site);
+                                          bucket.incoming.data_ptr<float>(), bucket.owned.count(), DType::F32, site);
   in_flight_.push_back(static_cast<size_t>(bucket.index));
   if (static_cast<int64_t>(in_flight_.size()) > kReductionsInFlight) {
     retire(buckets_[in_flight_.front()]);
@@ -194,7 +201,7 @@ void DistributedOptimizer::retire(BucketState& bucket) {
   bucket.reduction.reset();
   bucket.grad_shard.add_(bucket.incoming);
   bucket.incoming.reset();
-  parameters_.memory().released(MemoryPart::Gradients, bucket.share.count() * 4);
+  parameters_.memory().released(MemoryPart::Gradients, bucket.owned.count() * 4);
   parameters_.release_grads(bucket.index);
 }
 
@@ -212,6 +219,14 @@ void DistributedOptimizer::finish_gradients() {
     bucket.reduction.reset();
   }
   std::vector<WorkPtr> sums;
+  if (comms_.replicas != nullptr)
+    for (const auto& bucket : buckets_) {
+      const at::Tensor grads = owned_grads(bucket);
+      sums.push_back(comms_.replicas->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32, ReduceOp::Sum,
+                                                 fmt::format("grad.replicas.bucket{}", bucket.index)));
+    }
+  for (auto& sum : sums) sum->wait();
+  sums.clear();
   for (const Summation& s : summations_) {
     const at::Tensor grads = part(owned_grads(buckets_[s.bucket]), s.range);
     sums.push_back(s.comm->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32, ReduceOp::Sum,
@@ -258,7 +273,7 @@ void DistributedOptimizer::gather(BucketState& bucket) {
   if (bucket.gather != nullptr) return;
   parameters_.restore_weights(bucket.index);
   const at::Tensor& whole = parameters_.weights(bucket.index);
-  bucket.gather = comm_.all_gather(owned_weights(bucket).data_ptr(), whole.data_ptr(), bucket.share.count(),
+  bucket.gather = comm_.all_gather(owned_weights(bucket).data_ptr(), whole.data_ptr(), bucket.owned.count(),
                                    dtype_of(whole), fmt::format("param.bucket{}", bucket.index));
 }
 

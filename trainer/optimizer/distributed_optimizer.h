@@ -36,7 +36,8 @@ struct StateSlice {
 
 // Groups over which gradients are added. Null: that group is this rank alone.
 struct OptimizerComms {
-  Comm& data_parallel;               // data and context parallel ranks
+  Comm& data_parallel;               // data and context parallel ranks, or those of them that share one copy of the state
+  Comm* replicas = nullptr;          // ranks that hold the same shard of other copies
   Comm* tensor_parallel = nullptr;
   Comm* kv_replicas = nullptr;
   Comm* tied_embedding = nullptr;
@@ -91,7 +92,7 @@ class DistributedOptimizer : public ParameterEvents {
   struct BucketState {
     int64_t index = 0;
     ElementRange owned;                      // that this rank updates, within the bucket
-    ElementRange share;                      // that this rank saves and measures, within the bucket
+    ElementRange share;                      // that this rank saves and measures, within owned
     at::Tensor master, exp_avg, exp_avg_sq;  // fp32 [owned.count()]
     at::Tensor weight_shard;                 // stage 3: parameter dtype [owned.count()]
     at::Tensor grad_shard;                   // stage 2, 3: fp32 [owned.count()]

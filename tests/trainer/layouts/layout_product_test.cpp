@@ -72,6 +72,7 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
         layout.schedule = schedule;
         layout.cp_comm_type = method;
         layout.shape = (n + n / 4) % 2 == 0 ? Shape::Tied : Shape::QkNormAndBias;
+        layout.instances = stage > 0 && factors.cp * factors.dp % 2 == 0 && n % 3 == 0 ? 2 : 1;
         layout.recompute = recompute[(n + n / 12) % recompute.size()];
         product.push_back(layout);
       }
@@ -115,6 +116,7 @@ std::vector<Layout> full_product(int ranks) {
 // Everything two features of which should be seen together.
 std::vector<std::string> features(const Layout& l) {
   std::vector<std::string> found = {fmt::format("zero{}", l.zero_stage)};
+  if (l.instances > 1) found.push_back("instances");
   if (l.tp > 1) found.push_back("tp");
   if (l.dp > 1) found.push_back("dp");
   if (l.pp > 1) found.push_back(l.schedule);

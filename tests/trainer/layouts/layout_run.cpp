@@ -97,8 +97,8 @@ Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOpt
 }  // namespace
 
 std::string Layout::describe() const {
-  return fmt::format("tp {} pp {} cp {} dp {} zero {} {} {} {} {}", tp, pp, cp, dp, zero_stage, schedule,
-                     cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias", recompute);
+  return fmt::format("tp {} pp {} cp {} dp {} zero {}/{} {} {} {} {}", tp, pp, cp, dp, zero_stage, instances,
+                     schedule, cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias", recompute);
 }
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) {
@@ -122,6 +122,7 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.parallel.pipeline_model_parallel_size = layout.pp;
   c.parallel.context_parallel_size = layout.cp;
   c.parallel.zero_stage = layout.zero_stage;
+  c.parallel.num_distributed_optimizer_instances = layout.instances;
   c.parallel.pipeline_schedule = layout.schedule;
   c.parallel.virtual_pipeline_model_parallel_size = layout.schedule == "interleaved" ? 2 : 1;
   c.parallel.cp_comm_type = layout.cp_comm_type;
@@ -138,6 +139,7 @@ Curve run_layout(Job& job, const Layout& layout, const RunOptions& options) {
       make_parallel_groups(job, mesh, pipeline_schedule(config, mesh),
                            {.kv_replicas = local_heads(config.model, layout.tp, 0).replicas,
                             .tied_embeddings = config.model.tie_word_embeddings,
+                            .optimizer_instances = layout.instances,
                             .cuda_device = ordinal,
                             .timeout_s = 60});
   const std::chrono::duration<double> start = std::chrono::steady_clock::now() - begin;

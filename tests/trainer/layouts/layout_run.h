@@ -20,6 +20,7 @@ struct Layout {
   std::string schedule = "1f1b";
   std::string cp_comm_type = "p2p";
   Shape shape = Shape::Tied;
+  int64_t instances = 1;                // copies of the sharded state
   std::string recompute = "selective";  // or "full" (of every 3 layers), "core_attn"
   int ranks() const { return tp * pp * cp * dp; }
   std::string describe() const;
