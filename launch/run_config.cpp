@@ -1,6 +1,10 @@
 #include "launch/run_config.h"
 
 #include "base/error.h"
+#include "parallel/context/context_split.h"
+#include "parallel/pipeline/schedule.h"
+#include "parallel/pipeline/stage_split.h"
+#include "trainer/model/model_partition.h"
 
 namespace hearth {
 namespace {
@@ -85,6 +89,102 @@ void save_and_load_differ(const LoadedConfig& loaded, ConfigErrors& e) {
             "is the run folder itself, '{}'; leave it out: a run resumes its own folder by default", c.save);
 }
 
+// Rules of a layout: what the mesh asks of the model, the batch and the sequence.
+struct Layout {
+  const ExperimentConfig& config;
+  Mesh mesh;
+  int64_t size(MeshAxis axis) const { return mesh.size(axis); }
+  // Micro-batches per step and data-parallel rank; 0 where the batch does not divide, which has its own rule.
+  int64_t micro_batches() const {
+    const int64_t together =
+        checked_mul(config.training.micro_batch_size, size(MeshAxis::Dp) * size(MeshAxis::Ep));
+    return config.training.global_batch_size % together == 0 ? config.training.global_batch_size / together
+                                                             : 0;
+  }
+  int chunks() const {
+    const int implied = implied_chunks(schedule_kind_from_config(config.parallel.pipeline_schedule));
+    return implied > 0 ? implied : checked_cast<int>(config.parallel.virtual_pipeline_model_parallel_size);
+  }
+};
+
+// A component's own check, which says what is allowed, as an entry of the list.
+template <class Check>
+void report(ConfigErrors& e, std::string_view key, const Check& check) {
+  try {
+    check();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::Config) throw;
+    e.add(key, error.message());
+  }
+}
+
+void batch_divides_over_ranks(const Layout& l, ConfigErrors& e) {
+  const TrainingConfig& t = l.config.training;
+  const int64_t replicas = l.size(MeshAxis::Dp) * l.size(MeshAxis::Ep);
+  e.require(l.micro_batches() > 0, "training.global_batch_size",
+            "must be a multiple of micro_batch_size {} x data-parallel size {} = {}, got {} ({})",
+            t.micro_batch_size, replicas, t.micro_batch_size * replicas, t.global_batch_size,
+            l.mesh.describe());
+}
+
+void model_divides_over_tensor_ranks(const Layout& l, ConfigErrors& e) {
+  check_tensor_parallel(l.config.model, l.size(MeshAxis::Tp), e);
+}
+
+void sequence_divides_over_context_ranks(const Layout& l, ConfigErrors& e) {
+  const int64_t chunks = context_chunks(l.size(MeshAxis::Cp));
+  e.require(l.config.data.seq_length % chunks == 0, "data.seq_length",
+            "must be a multiple of {}, as parallel.context_parallel_size = {} cuts each sequence into two "
+            "chunks a rank, "
+            "got {}",
+            chunks, l.size(MeshAxis::Cp), l.config.data.seq_length);
+}
+
+void rows_divide_for_sequence_parallel(const Layout& l, ConfigErrors& e) {
+  const int64_t tp = l.size(MeshAxis::Tp), cp = l.size(MeshAxis::Cp), sequence = l.config.data.seq_length;
+  if (tp == 1 || !l.config.parallel.sequence_parallel || sequence % context_chunks(cp) != 0) return;
+  const int64_t rows = checked_mul(l.config.training.micro_batch_size, sequence) / cp;
+  e.require(rows % tp == 0, "parallel.sequence_parallel",
+            "{} rows (micro_batch_size {} x seq_length {} / context_parallel_size {}) do not divide over "
+            "tensor_model_parallel_size = {}; change one of them, or set sequence_parallel: false",
+            rows, l.config.training.micro_batch_size, sequence, cp, tp);
+}
+
+void heads_divide_for_all_to_all(const Layout& l, ConfigErrors& e) {
+  const int64_t cp = l.size(MeshAxis::Cp);
+  ConfigErrors of_tensor;
+  model_divides_over_tensor_ranks(l, of_tensor);
+  if (cp == 1 || l.config.parallel.cp_comm_type != "a2a" || !of_tensor.empty()) return;
+  const LocalHeads heads = local_heads(l.config.model, l.size(MeshAxis::Tp), 0);
+  e.require(all_to_all_fits(heads.query, heads.kv, cp), "parallel.cp_comm_type",
+            "a2a shares a rank's {} heads and {} key/value heads (of tensor_model_parallel_size = {}) among "
+            "context_parallel_size = {} ranks, which must divide both; use p2p, which takes any number",
+            heads.query, heads.kv, l.size(MeshAxis::Tp), cp);
+}
+
+void schedule_takes_the_micro_batches(const Layout& l, ConfigErrors& e) {
+  if (l.micro_batches() == 0) return;
+  report(e, "parallel.pipeline_schedule", [&] {
+    make_schedule(schedule_kind_from_config(l.config.parallel.pipeline_schedule), l.mesh.size(MeshAxis::Pp),
+                  l.chunks(), checked_cast<int>(l.micro_batches()));
+  });
+}
+
+void layers_fill_the_stages(const Layout& l, ConfigErrors& e) {
+  const auto layers = checked_cast<int>(l.config.model.num_hidden_layers);
+  const int stages = l.mesh.size(MeshAxis::Pp) * l.chunks();
+  const auto& written = l.config.parallel.pipeline_model_parallel_layout;
+  if (written.empty()) {
+    report(e, "parallel.pipeline_model_parallel_size", [&] { split_layers(layers, stages, {}); });
+    return;
+  }
+  report(e, "parallel.pipeline_model_parallel_layout", [&] {
+    std::vector<int> split;
+    for (const int64_t count : written) split.push_back(checked_cast<int>(count));
+    check_split(split, layers, stages);
+  });
+}
+
 }  // namespace
 
 void validate_run(const LoadedConfig& loaded, ConfigErrors& errors) {
@@ -99,16 +199,19 @@ void validate_run(const LoadedConfig& loaded, ConfigErrors& errors) {
 }
 
 Mesh require_layout(const LoadedConfig& loaded, int world_size) {
-  const Mesh mesh = Mesh::from_config(loaded.config.parallel, world_size);
-  const TrainingConfig& t = loaded.config.training;
-  const int64_t replicas = int64_t{mesh.size(MeshAxis::Dp)} * mesh.size(MeshAxis::Ep);
+  const Layout layout{loaded.config, Mesh::from_config(loaded.config.parallel, world_size)};
   ConfigErrors errors;
-  errors.require(
-      t.global_batch_size % checked_mul(t.micro_batch_size, replicas) == 0, "training.global_batch_size",
-      "must be a multiple of micro_batch_size {} x data-parallel size {} = {}, got {} ({})",
-      t.micro_batch_size, replicas, t.micro_batch_size * replicas, t.global_batch_size, mesh.describe());
+  batch_divides_over_ranks(layout, errors);
+  sequence_divides_over_context_ranks(layout, errors);
+  rows_divide_for_sequence_parallel(layout, errors);
+  schedule_takes_the_micro_batches(layout, errors);
+  if (!loaded.config.model.shape_is_open()) {
+    model_divides_over_tensor_ranks(layout, errors);
+    heads_divide_for_all_to_all(layout, errors);
+    layers_fill_the_stages(layout, errors);
+  }
   throw_problems(located(loaded, errors), loaded.path);
-  return mesh;
+  return layout.mesh;
 }
 
 }  // namespace hearth

@@ -13,7 +13,8 @@ namespace hearth {
 void validate_run(const LoadedConfig& loaded, ConfigErrors& errors);
 
 // The mesh of `world_size` ranks. Throws Error{Config} that prints every factor unless the ranks divide into
-// the layout and the global batch into micro-batches.
+// the layout, and one that lists all that the layout cannot take: batch, heads, widths, rows, positions,
+// layers, micro-batches.
 Mesh require_layout(const LoadedConfig& loaded, int world_size);
 
 }  // namespace hearth

@@ -7,10 +7,6 @@
 
 namespace hearth {
 
-bool all_to_all_fits(int64_t num_heads, int64_t num_kv_heads, int64_t size) {
-  return num_heads % size == 0 && num_kv_heads % size == 0;
-}
-
 at::Tensor context_attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                              const ContextLayout& layout, ContextMethod method, Comm& cp) {
   HEARTH_REQUIRE(num_kv_heads > 0 && num_heads % num_kv_heads == 0,

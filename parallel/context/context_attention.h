@@ -14,6 +14,7 @@
 
 #include "parallel/comm.h"
 #include "parallel/context/block_attention.h"
+#include "parallel/context/context_split.h"
 
 namespace hearth {
 
@@ -63,8 +64,5 @@ ContextLayout make_context_layout(const std::vector<std::vector<int32_t>>& docum
 // heads that do not fit.
 at::Tensor context_attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                              const ContextLayout& layout, ContextMethod method, Comm& cp);
-
-// Whether AllToAll can share out the heads: both counts are multiples of `size`.
-bool all_to_all_fits(int64_t num_heads, int64_t num_kv_heads, int64_t size);
 
 }  // namespace hearth

@@ -128,7 +128,7 @@ void fill_row_order(ContextLayout& layout, at::Device device) {
 
 std::vector<int64_t> context_positions(int64_t sequence, int64_t size, int64_t rank) {
   HEARTH_REQUIRE(size >= 1 && rank >= 0 && rank < size, "context parallel: rank {} of {}", rank, size);
-  const int64_t pieces = size == 1 ? 1 : 2 * size;
+  const int64_t pieces = context_chunks(size);
   HEARTH_CHECK(sequence > 0 && sequence % pieces == 0, Config,
                "context parallel: a sequence of {} tokens cannot be cut in {} chunks for {} ranks; choose "
                "data.seq_length as a multiple of {}",

@@ -86,6 +86,9 @@ def config_cases(t):
     t.expect("config: bad --set", ["train", "config.yaml", "--set", "training.nonsense=1"], {CONFIG, 2}, ["nonsense"])
     t.expect("world size that does not divide", ["train", "config.yaml", "--set", "training.global_batch_size=10",
                                                  "--set", "training.micro_batch_size=2"], CONFIG, ["10"], ranks=4)
+    t.expect("layout: heads and width at once", ["train", "config.yaml", "--set", "parallel.tensor_model_parallel_size=3",
+             "--set", "training.global_batch_size=6"], CONFIG,
+             ["num_attention_heads", "intermediate_size", "not a multiple of"], ranks=3)
     t.expect("unsupported parallel size", ["train", "config.yaml", "--set", "parallel.expert_model_parallel_size=2"], CONFIG,
              ["expert_model_parallel_size"])
     t.expect("unknown flag", ["train", "config.yaml", "--nonsense"], 2, ["nonsense"])

@@ -9,7 +9,9 @@ bool ends_with(const std::string& name, std::string_view tail) {
   return name.size() >= tail.size() && name.compare(name.size() - tail.size(), tail.size(), tail) == 0;
 }
 
-bool contains(const std::string& name, std::string_view part) { return name.find(part) != std::string::npos; }
+bool contains(const std::string& name, std::string_view part) {
+  return name.find(part) != std::string::npos;
+}
 
 // Slices one parameter for a tensor-parallel rank.
 class Slicer {
@@ -44,9 +46,10 @@ class Slicer {
       shard.box.offset[1] = rank * (spec.shape[1] / size);
       shard.box.extent[1] = spec.shape[1] / size;
     } else if (size > 1) {
-      // Norms and the output bias: whole on every rank. A rank sees its rows only with sequence parallelism, and its
-      // heads only for the norms of q and k; otherwise all ranks compute the same gradient.
-      const bool partial = partition_.sequence_parallel || contains(name, "q_norm") || contains(name, "k_norm");
+      // Norms and the output bias: whole on every rank. A rank sees its rows only with sequence parallelism,
+      // and its heads only for the norms of q and k; otherwise all ranks compute the same gradient.
+      const bool partial =
+          partition_.sequence_parallel || contains(name, "q_norm") || contains(name, "k_norm");
       replicated(shard, partial ? GradientSum::TensorParallel : GradientSum::None, rank == 0);
     }
     shard.storage_rows = shard.box.extent[0];
@@ -79,7 +82,8 @@ int64_t layer_of(const std::string& name) {
 
 ModelPartition ModelPartition::whole(const ModelConfig& config) {
   ModelPartition partition;
-  partition.chunks = {{.first_layer = 0, .num_layers = config.num_hidden_layers, .embedding = true, .head = true}};
+  partition.chunks = {
+      {.first_layer = 0, .num_layers = config.num_hidden_layers, .embedding = true, .head = true}};
   return partition;
 }
 
@@ -109,16 +113,31 @@ int64_t ParameterShard::numel() const {
   return n;
 }
 
-int64_t ParameterShard::row_elements() const { return box.extent.size() > 1 ? box.extent[1] : 1; }
+int64_t ParameterShard::row_elements() const {
+  return box.extent.size() > 1 ? box.extent[1] : 1;
+}
 
-void require_tensor_parallel(const ModelConfig& c, int64_t size) {
-  HEARTH_CHECK(c.num_attention_heads % size == 0, Config,
-               "tensor_model_parallel_size {} does not divide num_attention_heads {}", size, c.num_attention_heads);
-  HEARTH_CHECK(c.kv_heads() % size == 0 || size % c.kv_heads() == 0, Config,
-               "tensor_model_parallel_size {} neither divides num_key_value_heads {} nor is a multiple of it", size,
-               c.kv_heads());
-  HEARTH_CHECK(c.intermediate_size % size == 0, Config,
-               "tensor_model_parallel_size {} does not divide intermediate_size {}", size, c.intermediate_size);
+void check_tensor_parallel(const ModelConfig& c, int64_t size, ConfigErrors& errors) {
+  const std::string advice =
+      fmt::format("tensor_model_parallel_size = {}; choose a size that divides it", size);
+  errors.require(c.num_attention_heads % size == 0, "model.num_attention_heads",
+                 "{} is not a multiple of parallel.{}", c.num_attention_heads, advice);
+  errors.require(
+      c.kv_heads() % size == 0 || size % c.kv_heads() == 0, "model.num_key_value_heads",
+      "{} is neither a multiple nor a divisor of parallel.tensor_model_parallel_size = {}: ranks hold whole "
+      "key/value heads, or equally many ranks share each",
+      c.kv_heads(), size);
+  errors.require(c.intermediate_size % size == 0, "model.intermediate_size",
+                 "{} is not a multiple of parallel.{}", c.intermediate_size, advice);
+}
+
+void require_tensor_parallel(const ModelConfig& config, int64_t size) {
+  ConfigErrors errors;
+  check_tensor_parallel(config, size, errors);
+  std::string text;
+  for (const auto& entry : errors.entries())
+    text += (text.empty() ? "" : "; ") + entry.key + " " + entry.message;
+  HEARTH_CHECK(text.empty(), Config, "{}", text);
 }
 
 LocalHeads local_heads(const ModelConfig& c, int64_t size, int64_t rank) {

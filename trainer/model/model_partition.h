@@ -61,7 +61,10 @@ struct ParameterShard {
 // Throws Error{Config} where heads or widths do not divide: see require_tensor_parallel.
 std::vector<ParameterShard> parameter_shards(const ModelConfig& config, const ModelPartition& partition);
 
-// Query heads and intermediate_size must divide; key/value heads must divide the size or be divided by it.
+// Query heads and intermediate_size must divide; key/value heads must divide the size or be divided by it. The
+// vocabulary is padded and takes any size. Adds an entry for each that does not, keys as in the experiment file.
+void check_tensor_parallel(const ModelConfig& config, int64_t tensor_size, ConfigErrors& errors);
+// The same as an Error{Config}.
 void require_tensor_parallel(const ModelConfig& config, int64_t tensor_size);
 
 // Heads that one tensor-parallel rank computes.
