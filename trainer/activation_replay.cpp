@@ -85,11 +85,14 @@ ActivationSizes activation_sizes(const ExperimentConfig& config, const Mesh& mes
   sizes.head_working = d.nD + 2 * d.gathered + chunk * (d.vocab + d.hidden) * d.element;
   sizes.backward_working =
       d.nD + d.gathered + 3 * d.ffn;  // dy; gradients of silu(gate) x up, and of gate and up
+  // The last layer's end: gradients of q, k, v and their copy before RoPE, of the norm's output and input;
+  // its input.
+  sizes.deferred_working = d.q + 2 * d.kv + 3 * d.nD + d.gathered;
   sizes.weights_working = d.gathered + (choice.swiglu ? d.ffn : 0);
   if (choice.every_layers > 0) {
     sizes.layers_per_group = choice.every_layers;
     sizes.rebuilt_group = d.nD;
-    sizes.backward_working += choice.every_layers * sizes.block;
+    sizes.rebuilt_in_backward = choice.every_layers * sizes.block;
   }
   return sizes;
 }
@@ -117,10 +120,14 @@ void ActivationReplay::forward(Key key) {
 }
 
 void ActivationReplay::backward(Key key, bool defer) {
+  now_ += sizes_.rebuilt_in_backward;
   see(sizes_.backward_working);
-  now_ -= kept_by(key) + std::exchange(arrived_gradients_[key], 0);
-  if (!defer) return;
-  now_ += deferred_[key] = chunk(key).num_layers * sizes_.deferred;
+  now_ -= sizes_.rebuilt_in_backward + kept_by(key);
+  if (defer) {
+    now_ += deferred_[key] = chunk(key).num_layers * sizes_.deferred;
+    see(sizes_.deferred_working);
+  }
+  now_ -= std::exchange(arrived_gradients_[key], 0);
 }
 
 void ActivationReplay::perform(const Action& action) {

@@ -21,12 +21,14 @@ namespace hearth {
 struct ActivationSizes {
   int64_t boundary = 0;       // [n, D]: what blocks and chunks pass on
   int64_t block = 0;          // kept by one layer for its backward
-  int64_t rebuilt_group = 0;  // full recompute: kept by so many layers; 0 without
+  int64_t rebuilt_group = 0;  // full recompute: kept for layers_per_group layers; 0 without
   int64_t layers_per_group = 1;
-  int64_t deferred = 0;     // what one layer's weight gradients wait for
-  int64_t head = 0;         // kept by final norm, head and loss
-  int64_t micro_batch = 0;  // ids, targets, positions
-  int64_t forward_working = 0, head_working = 0, backward_working = 0, weights_working = 0;
+  int64_t rebuilt_in_backward = 0;  // full recompute: what a group keeps while its backward runs
+  int64_t deferred = 0;             // what one layer's weight gradients wait for
+  int64_t head = 0;                 // kept by final norm, head and loss
+  int64_t micro_batch = 0;          // ids, targets, positions
+  int64_t forward_working = 0, head_working = 0, backward_working = 0;
+  int64_t deferred_working = 0, weights_working = 0;  // backward of the input alone, of the weights alone
 };
 ActivationSizes activation_sizes(const ExperimentConfig& config, const Mesh& mesh);
 

@@ -3,13 +3,11 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
-#include <sys/resource.h>
 
 #include "base/error.h"
 
 #ifdef HEARTH_CUDA
 #include <ATen/cuda/CUDAContext.h>
-#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 #endif
@@ -77,16 +75,6 @@ double peak_flops(at::Device device) {
   if (has("H100") || has("H200") || has("GH200")) return 989e12;  // SXM, dense
   if (has("A100")) return 312e12;
   return 0.0;
-}
-
-int64_t peak_memory_bytes([[maybe_unused]] at::Device device) {
-#ifdef HEARTH_CUDA
-  if (device.is_cuda())
-    return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].peak;
-#endif
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
 }
 
 HostAllocator snapshot_allocator([[maybe_unused]] at::Device device) {

@@ -32,7 +32,6 @@ StreamHandle compute_stream(at::Device device);  // null on the CPU
 std::string device_name(at::Device device);
 // Dense bf16 peak in FLOP/s by the vendor's datasheet; 0 where it is not known (then there is no MFU).
 double peak_flops(at::Device device);
-int64_t peak_memory_bytes(at::Device device);  // most that tensors held at once; on the CPU the process's peak RSS
 
 // Pinned host memory for checkpoint snapshots on CUDA; empty (plain memory) on the CPU.
 HostAllocator snapshot_allocator(at::Device device);

@@ -31,7 +31,8 @@ void replay(StateReplay& state, const Action& action) {
 MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh, int rank) {
   const PipelineSchedule schedule = pipeline_schedule(config, mesh);
   const ModelPartition partition = model_partition(config, mesh, schedule, rank);
-  const int64_t data_ranks = int64_t{mesh.size(MeshAxis::Dp)} * mesh.size(MeshAxis::Cp);
+  const int64_t data_ranks = int64_t{mesh.size(MeshAxis::Dp)} * mesh.size(MeshAxis::Cp) /
+                             config.parallel.num_distributed_optimizer_instances;
   StateReplay state(config.model, partition, store_options(config, data_ranks, at::kCPU),
                     config.parallel.zero_stage, recompute_choice(config.recompute).every_layers);
   ActivationReplay activations(activation_sizes(config, mesh), partition);
