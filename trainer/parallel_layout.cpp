@@ -37,7 +37,7 @@ std::vector<int> layers_per_stage(const ExperimentConfig& config, const Pipeline
   layers_only.vocab_size = 1;
   const double layers = model_flops(layers_only, config.data.seq_length).per_token_causal / 3.0;
   const double head = 2.0 * static_cast<double>(m.vocab_size) * static_cast<double>(m.hidden_size);
-  return split_layers(checked_cast<int>(m.num_hidden_layers), stages,
+  return split_layers(checked_cast<int>(m.num_hidden_layers), schedule,
                       {.layer = layers / static_cast<double>(m.num_hidden_layers), .embedding = 0, .head = head});
 }
 

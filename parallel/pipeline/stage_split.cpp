@@ -4,12 +4,14 @@
 
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 #include "base/error.h"
 
 namespace hearth {
+namespace {
 
-std::vector<int> split_layers(int layers, int virtual_stages, const StageCosts& costs) {
+void check_request(int layers, int virtual_stages, const StageCosts& costs) {
   HEARTH_REQUIRE(virtual_stages >= 1, "split_layers: {} virtual stages", virtual_stages);
   HEARTH_REQUIRE(std::isfinite(costs.layer) && costs.layer > 0 && std::isfinite(costs.embedding) &&
                      costs.embedding >= 0 && std::isfinite(costs.head) && costs.head >= 0,
@@ -19,6 +21,44 @@ std::vector<int> split_layers(int layers, int virtual_stages, const StageCosts& 
                "{} layers cannot be split into {} virtual pipeline stages (stages x chunks): each needs at "
                "least one layer; lower pipeline_model_parallel_size or virtual_pipeline_model_parallel_size",
                layers, virtual_stages);
+}
+
+// Layers are alike, so each in turn goes where it makes the least: no exchange can improve the largest sum.
+std::vector<int> split_by_rank(int layers, const PipelineSchedule& schedule, const StageCosts& costs) {
+  const int last = schedule.virtual_stages() - 1;
+  std::vector<int> split(static_cast<size_t>(last) + 1, 1);
+  const auto stage_cost = [&](int stage) {
+    return split[static_cast<size_t>(stage)] * costs.layer + (stage == 0 ? costs.embedding : 0) +
+           (stage == last ? costs.head : 0);
+  };
+  const auto rank_cost = [&](int stage) {
+    double sum = 0;
+    for (int chunk = 0; chunk < schedule.chunks; ++chunk)
+      sum += stage_cost(schedule.virtual_stage(schedule.place(stage).rank, chunk));
+    return sum;
+  };
+  for (int given = last + 1; given < layers; ++given) {
+    int best = last;
+    for (int stage = last - 1; stage >= 0; --stage)
+      if (std::pair(rank_cost(stage), stage_cost(stage)) < std::pair(rank_cost(best), stage_cost(best)))
+        best = stage;
+    ++split[static_cast<size_t>(best)];
+  }
+  return split;
+}
+
+}  // namespace
+
+std::vector<int> split_layers(int layers, const PipelineSchedule& schedule, const StageCosts& costs) {
+  const int stages = schedule.virtual_stages();
+  const bool ends_meet = schedule.stages > 1 && schedule.place(0).rank == schedule.place(stages - 1).rank;
+  if (!ends_meet) return split_layers(layers, stages, costs);
+  check_request(layers, stages, costs);
+  return split_by_rank(layers, schedule, costs);
+}
+
+std::vector<int> split_layers(int layers, int virtual_stages, const StageCosts& costs) {
+  check_request(layers, virtual_stages, costs);
   const int last = virtual_stages - 1;
   std::vector<int> split(static_cast<size_t>(virtual_stages), 1);
   const auto cost_with_one_more = [&](int stage) {

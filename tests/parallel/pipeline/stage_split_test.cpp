@@ -64,6 +64,49 @@ BOOST_AUTO_TEST_CASE(no_other_split_is_better) {
   BOOST_TEST(cases > 10000);
 }
 
+// Both ends on one rank: no other split has a smaller largest rank.
+BOOST_AUTO_TEST_CASE(ranks_of_a_v_are_balanced) {
+  int cases = 0;
+  for (const auto kind : {ScheduleKind::Zbv, ScheduleKind::DualPipeV})
+    for (int ranks = 2; ranks <= 3; ++ranks)
+      for (int layers = 2 * ranks; layers <= 14; ++layers)
+        for (const double head : {0., 1., 2.5, 6.}) {
+          const auto schedule = make_schedule(kind, ranks, 2, 2 * ranks);
+          const StageCosts costs{1, .5, head};
+          const auto largest = [&](const std::vector<int>& split) {
+            std::vector<double> sums(static_cast<size_t>(ranks), 0);
+            for (int v = 0; v < 2 * ranks; ++v)
+              sums[static_cast<size_t>(schedule.place(v).rank)] +=
+                  split[static_cast<size_t>(v)] * costs.layer;
+            sums[0] += costs.embedding + costs.head;
+            return *std::max_element(sums.begin(), sums.end());
+          };
+          const auto found = split_layers(layers, schedule, costs);
+          BOOST_REQUIRE_NO_THROW(check_split(found, layers, 2 * ranks));
+          std::vector<int> split;
+          for_each_split(layers, 2 * ranks, split, [&] {
+            BOOST_REQUIRE(largest(found) <= largest(split));
+            ++cases;
+          });
+        }
+  BOOST_TEST(cases > 10000);
+  // By hand: 20 layers' worth on 4 ranks, 4 of them the head; rank 0 has 1 + 1 + 4, the others 4 or 5.
+  const auto v = make_schedule(ScheduleKind::Zbv, 4, 2, 8);
+  BOOST_CHECK((split_layers(16, v, {1, 0, 4}) == std::vector{1, 2, 2, 2, 2, 3, 3, 1}));
+  BOOST_CHECK((split_layers(16, v, {}) == std::vector{2, 2, 2, 2, 2, 2, 2, 2}));
+  BOOST_CHECK_EXCEPTION(split_layers(7, v, {}), Error, is_config_error);
+}
+
+BOOST_AUTO_TEST_CASE(other_schedules_balance_their_virtual_stages) {
+  for (const auto& [kind, chunks] :
+       {std::pair{ScheduleKind::OneFOneB, 1}, {ScheduleKind::Interleaved, 2}, {ScheduleKind::ZbH1, 1}}) {
+    const auto schedule = make_schedule(kind, 4, chunks, 8);
+    BOOST_CHECK(split_layers(29, schedule, {1, 0, 3}) == split_layers(29, 4 * chunks, {1, 0, 3}));
+  }
+  BOOST_CHECK(split_layers(9, make_schedule(ScheduleKind::Zbv, 1, 2, 2), {1, 0, 3}) ==
+              split_layers(9, 2, {1, 0, 3}));
+}
+
 BOOST_AUTO_TEST_CASE(splits_by_hand) {
   using Split = std::vector<int>;
   BOOST_CHECK((split_layers(32, 4, {}) == Split{8, 8, 8, 8}));
