@@ -86,9 +86,10 @@ PipelineSchedule with_transfers(const PipelineSchedule& schedule);
 
 // Throws Error{Internal} naming the first rule broken: each (virtual stage, micro) has one Forward, then
 // exactly one of Backward or (BackwardInput, then BackwardWeight), all on the rank that holds it; the lists
-// can be run to their end on all ranks, even if each transfer held up both its ends until it is through; where there are transfers, each needed one is posted once on both
-// ends, on the right side of its compute action, and both ends of each channel agree on the order. A schedule
-// without any transfer is checked as one of compute actions.
+// can be run to their end on all ranks, even if each transfer held up both its ends until it is through;
+// where there are transfers, each needed one is posted once on both ends, on the right side of its compute
+// action, and both ends of each channel agree on the order. A schedule without any transfer is checked as one
+// of compute actions.
 void check_schedule(const PipelineSchedule& schedule);
 
 }  // namespace hearth
