@@ -43,7 +43,7 @@ void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearW
   context.events->gradient_ready(w.parameters);
 }
 
-// Every weight gradient of a linear layer passes here: the one place where it is deferred.
+// Weight gradients that nothing overlaps with: computed here, or deferred.
 template <class Gradient>
 void now_or_later(const ModelContext& context, Gradient&& gradient) {
   if (context.deferred != nullptr) {
@@ -62,14 +62,19 @@ Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, cons
   return dx;
 }
 
-// Backward of norm -> gather -> column-parallel linear: the input gradient crosses the group while the weight gradient
-// is computed. `normed` holds this rank's rows, which are gathered again for the weight gradient (cheaper than keeping
-// all rows: Korthikanti et al. 2022).
+// Backward of norm -> gather -> column-parallel linear. `normed` holds this rank's rows, which are gathered again for the
+// weight gradient (cheaper than keeping all rows: Korthikanti et al. 2022) while the input gradient is computed; that one
+// crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w, const ModelContext& context) {
+  if (context.deferred != nullptr) {
+    context.deferred->push([dy, normed, &w, &context] {
+      accumulate_weight_gradient(dy, context.rows.gather(normed, "tp.column.x").wait(), w, context);
+    });
+    return context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx").wait();
+  }
+  PendingRows x = context.rows.gather(normed, "tp.column.x");
   PendingRows dx = context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx");
-  now_or_later(context, [dy, normed, &w, &context] {
-    accumulate_weight_gradient(dy, context.rows.gather(normed, "tp.column.x").wait(), w, context);
-  });
+  accumulate_weight_gradient(dy, x.wait(), w, context);
   return dx.wait();
 }
 
