@@ -3,10 +3,12 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "base/error.h"
 #include "parallel/zero/hierarchy.h"
+#include "trainer/parallel_layout.h"
 
 namespace hearth {
 namespace {
@@ -14,11 +16,13 @@ namespace {
 // Makes communicators for one job: every rank calls make() with the group that it is in.
 class Maker {
  public:
-  Maker(Job& job, const Mesh& mesh, const ParallelGroupsOptions& options) : job_(job), mesh_(mesh), options_(options) {}
+  Maker(Job& job, const Mesh& mesh, at::Device device, double timeout_s) : job_(job), mesh_(mesh), timeout_s_(timeout_s) {
+    if (device.is_cuda()) cuda_device_ = device.index();
+  }
 
   std::unique_ptr<Comm> make(const char* name, std::vector<int> ranks) const {
-    return make_comm(job_, {.group = name, .ranks = std::move(ranks), .cuda_device = options_.cuda_device,
-                            .timeout_s = options_.timeout_s});
+    return make_comm(job_, {.group = name, .ranks = std::move(ranks), .cuda_device = cuda_device_,
+                            .timeout_s = timeout_s_});
   }
   // Null where no rank of the job has company in such a group; all ranks agree on that.
   std::unique_ptr<Comm> make_unless_alone(const char* name, std::vector<int> ranks, bool exists) const {
@@ -37,7 +41,8 @@ class Maker {
  private:
   Job& job_;
   const Mesh& mesh_;
-  const ParallelGroupsOptions& options_;
+  double timeout_s_;
+  std::optional<int> cuda_device_;
 };
 
 std::vector<int> kv_replica_group(const std::vector<int>& tensor_group, int coordinate, int64_t replicas) {
@@ -83,16 +88,18 @@ std::vector<std::vector<std::pair<int, int>>> link_rounds(const PipelineSchedule
   return rounds;
 }
 
-ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSchedule& schedule,
-                                    const ParallelGroupsOptions& options) {
-  const Maker maker(job, mesh, options);
+ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, const Mesh& mesh, at::Device device) {
+  const Maker maker(job, mesh, device, config.parallel.collective_timeout_s);
+  const PipelineSchedule schedule = pipeline_schedule(config, mesh);
+  const int64_t kv_replicas = local_heads(config.model, mesh.size(MeshAxis::Tp), 0).replicas;
+  const auto instances = checked_cast<int>(config.parallel.num_distributed_optimizer_instances);
   ParallelGroups groups;
   groups.mesh = mesh;
   groups.rank = maker.rank();
   const auto data_ranks = mesh.group(groups.rank, {MeshAxis::Dp, MeshAxis::Cp});
   groups.data = maker.make("dp", data_ranks);
-  if (options.optimizer_instances > 1) {
-    const auto hierarchy = sharding_hierarchy(data_ranks, checked_cast<int>(options.optimizer_instances), groups.rank);
+  if (instances > 1) {
+    const auto hierarchy = sharding_hierarchy(data_ranks, instances, groups.rank);
     groups.shard = maker.make("dp.shard", hierarchy.shard_group);
     groups.replicas = maker.make("dp.replica", hierarchy.replica_group);
   }
@@ -105,12 +112,12 @@ ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSc
   const int tensor_coordinate = groups.coordinate(MeshAxis::Tp), stage = groups.coordinate(MeshAxis::Pp);
   groups.tensor = maker.make_unless_alone("tp", tensor_ranks, mesh.size(MeshAxis::Tp) > 1);
   groups.context = maker.make_unless_alone("cp", mesh.group(groups.rank, MeshAxis::Cp), mesh.size(MeshAxis::Cp) > 1);
-  groups.kv_replicas = maker.make_unless_alone("kv", kv_replica_group(tensor_ranks, tensor_coordinate, options.kv_replicas),
-                                               options.kv_replicas > 1);
+  groups.kv_replicas = maker.make_unless_alone("kv", kv_replica_group(tensor_ranks, tensor_coordinate, kv_replicas),
+                                               kv_replicas > 1);
   const int first = schedule.place(0).rank, last = schedule.place(schedule.virtual_stages() - 1).rank;
   std::vector<int> ends{groups.rank};
   if (stage == first || stage == last) ends = {maker.at_pipeline_rank(first), maker.at_pipeline_rank(last)};
-  groups.tied_embedding = maker.make_unless_alone("embd", ends, options.tied_embeddings && first != last);
+  groups.tied_embedding = maker.make_unless_alone("embd", ends, config.model.tie_word_embeddings && first != last);
   for (const auto& round : link_rounds(schedule)) {
     const auto mine = std::find_if(round.begin(), round.end(),
                                    [&](const auto& pair) { return pair.first == stage || pair.second == stage; });
@@ -121,7 +128,7 @@ ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSc
                        maker.make("pp", {maker.at_pipeline_rank(mine->first), maker.at_pipeline_rank(mine->second)}));
     }
   }
-  if (options.cuda_device) connect(groups.links, link_rounds(schedule), stage, at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(*options.cuda_device)));
+  if (device.is_cuda()) connect(groups.links, link_rounds(schedule), stage, device);
   return groups;
 }
 

@@ -2,14 +2,16 @@
 // destroy it before the Job. Making it is collective: every rank of the job calls it with the same mesh and shape.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <map>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include "parallel/bootstrap.h"
 #include "parallel/mesh.h"
 #include "parallel/pipeline/schedule.h"
+#include "trainer/experiment_config.h"
 
 namespace hearth {
 
@@ -24,14 +26,6 @@ class PipelineLinks {
 
  private:
   std::map<std::pair<int, int>, std::unique_ptr<Comm>> links_;
-};
-
-struct ParallelGroupsOptions {
-  int64_t kv_replicas = 1;         // tensor-parallel ranks that share a key/value head
-  bool tied_embeddings = false;
-  int64_t optimizer_instances = 1;  // copies of the sharded state (parallel/zero/hierarchy.h)
-  std::optional<int> cuda_device;  // as CommOptions
-  double timeout_s = 300;
 };
 
 struct ParallelGroups {
@@ -51,9 +45,8 @@ struct ParallelGroups {
   void set_compute_stream(StreamHandle stream);
 };
 
-// `schedule` names the virtual stages; its lists may be empty.
-ParallelGroups make_parallel_groups(Job& job, const Mesh& mesh, const PipelineSchedule& schedule,
-                                    const ParallelGroupsOptions& options);
+// `device`: where buffers live. Throws Error{Config} where the mesh does not fit the model or the batch.
+ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, const Mesh& mesh, at::Device device);
 
 // Ordered pairs of pipeline ranks between which neighbouring virtual stages pass tensors, both directions, in rounds: the
 // pairs of one round share no rank. Pure.

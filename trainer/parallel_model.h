@@ -53,6 +53,7 @@ class ParallelModel {
   DistributedOptimizer& optimizer() { return *optimizer_; }
   // Of this pipeline rank, in the order of the schedule's chunks; at least one.
   Transformer& chunk(size_t index) { return *chunks_[index]; }
+  size_t num_chunks() const { return chunks_.size(); }
   PipelineExecutor& executor() { return *executor_; }
   at::Device device() const { return device_; }
 

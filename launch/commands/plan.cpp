@@ -7,15 +7,13 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "base/log.h"
-#include "data/dataset.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/experiment.h"
 #include "launch/config_parser.h"
 #include "launch/run_config.h"
 #include "parallel/pipeline/timeline.h"
 #include "trainer/communication_volume.h"
-#include "trainer/interchange/model_source.h"
 #include "trainer/memory_estimate.h"
 #include "trainer/parallel_layout.h"
 #include "trainer/pipeline_costs.h"
@@ -32,19 +30,11 @@ struct PlanOptions {
   bool json = false;
 };
 
-// What the experiment file leaves to be found elsewhere: the shape of init_from, the tokenizer's size.
 LoadedConfig load_complete(const PlanOptions& options, CommandContext& context) {
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
-  ModelSection& model = loaded.config.model;
-  if (model.init_from && context.fs.exists(*model.init_from)) {
-    Log log({.rank = 0, .world_size = 1});
-    adopt_model_shape(loaded, open_model(context.fs, *context.job.control, log, *model.init_from).config,
-                      *model.init_from);
-  }
-  for (const DatasetEntry& entry : loaded.config.data.train) {
-    if (model.vocab_size > 0 || !context.fs.exists(entry.path + "/dataset.json")) continue;
-    adopt_vocab_size(loaded, Dataset::open(context.fs, entry.path)->vocab_size(), "tokenizer of " + entry.path);
-  }
+  Log log({.rank = 0, .world_size = 1});
+  complete_config(loaded, open_data(context.fs, loaded.config.data, MissingData::Allow), context, log);
+  const ModelSection& model = loaded.config.model;
   HEARTH_CHECK(!model.shape_is_open(), Config, "the model's shape is that of {}, which does not exist yet",
                *model.init_from);
   HEARTH_CHECK(model.vocab_size > 0, Config,

@@ -6,12 +6,12 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <thread>
 #include <unistd.h>
 
 #include "launch/build_info.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/experiment.h"
 #include "launch/config_parser.h"
 #include "launch/error_report.h"
 #include "launch/run_config.h"
@@ -37,51 +37,9 @@ struct TrainOptions {
   bool dry_run = false, print_config = false, take_over = false;
 };
 
-struct Data {
-  std::vector<WeightedDataset> train;
-  std::vector<std::unique_ptr<Dataset>> validation;
-  std::string digest, text;  // of the training data: identity, and for people
-  std::string missing;       // first folder that is not there; only where that is allowed
-};
-
-enum class MissingData { Refuse, Allow };
-
-Data open_data(FileSystem& fs, const DataConfig& config, MissingData missing) {
-  Data data;
-  const auto open = [&](const std::string& path) -> std::unique_ptr<Dataset> {
-    if (missing == MissingData::Allow && !fs.exists(path + "/dataset.json")) {
-      if (data.missing.empty()) data.missing = path;
-      return nullptr;
-    }
-    return Dataset::open(fs, path);
-  };
-  for (const DatasetEntry& entry : config.train) {
-    auto dataset = open(entry.path);
-    if (dataset == nullptr) continue;
-    data.digest += (data.digest.empty() ? "" : ",") + dataset->digest();
-    data.text += fmt::format("{}{}  {} shards, {} tokens", data.text.empty() ? "" : "; ", entry.path,
-                             dataset->num_shards(), dataset->num_tokens());
-    data.train.push_back({std::move(dataset), entry.weight});
-  }
-  for (const DatasetEntry& entry : config.validation)
-    if (auto dataset = open(entry.path)) data.validation.push_back(std::move(dataset));
-  return data;
-}
-
-void require_one_tokenizer(const Data& data) {
-  const Dataset& first = *data.train.front().dataset;
-  const auto check = [&](const Dataset& other) {
-    HEARTH_CHECK(other.tokenizer_digest() == first.tokenizer_digest(), BadInput,
-                 "{} and {} were prepared with different tokenizers (digests {} and {}): prepare both with one",
-                 first.directory(), other.directory(), first.tokenizer_digest(), other.tokenizer_digest());
-  };
-  for (const auto& entry : data.train) check(*entry.dataset);
-  for (const auto& dataset : data.validation) check(*dataset);
-}
-
 std::string gib(int64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30)); }
 
-void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Data& data) {
+void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const ExperimentData& data) {
   const ExperimentConfig& c = loaded.config;
   const int dp = mesh.size(MeshAxis::Dp);
   const auto tokens = c.training.train_iters * c.training.global_batch_size * c.data.seq_length;
@@ -103,31 +61,6 @@ void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Data& dat
              gib(memory.activations()), gib(memory.kept), gib(memory.working));
 }
 
-// Ranks that share a device look like hosts of their own to NCCL; the variable must be set before the first Comm.
-void prepare_device_sharing(CommandContext& context, at::Device device, Log& log) {
-  if (!device.is_cuda()) return;
-  const auto id = nccl_host_id(*context.job.control, static_cast<int>(num_cuda_devices()));
-  if (!id) return;
-  ::setenv("NCCL_HOSTID", id->c_str(), /*overwrite=*/1);
-  log.warning("event=shared_device local_ranks={} devices={}: several ranks share a GPU; good for debugging layouts, "
-              "never for speed (CUDA MPS makes it about ten times faster: nvidia-cuda-mps-control -d)",
-              context.job.control->local_world_size(), num_cuda_devices());
-}
-
-// A kernel is loaded at its first use, which may wait for all work on the device; a recv that was posted ahead waits for a
-// peer that may be waiting for that very kernel. The variable must be set before the first call of CUDA.
-void load_kernels_before_the_first_step(const Mesh& mesh) {
-  if (mesh.size(MeshAxis::Pp) > 1) ::setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
-}
-
-// Each rank's share of the cores it may use: all of them where the launcher bound it, its part where ranks share.
-int compute_threads(const ControlPlane& control, const Environment& environment) {
-  if (environment.omp_num_threads > 0) return environment.omp_num_threads;
-  const auto cores = static_cast<int>(allowed_cores().size());
-  const bool bound = cores < static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, bound ? cores : cores / control.local_world_size());
-}
-
 void log_places(CommandContext& context, const Mesh& mesh, at::Device device, int threads, Log& log) {
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
   const auto places = gather_places(*context.job.control, ordinal);
@@ -137,7 +70,7 @@ void log_places(CommandContext& context, const Mesh& mesh, at::Device device, in
 }
 
 // Rank 0 writes a nonce into the run folder; every rank reads it back, so that one on another file system is named.
-void require_agreement_on_run(CommandContext& context, const LoadedConfig& loaded, const Data& data) {
+void require_agreement_on_run(CommandContext& context, const LoadedConfig& loaded, const ExperimentData& data) {
   const std::string file = loaded.config.checkpoint.save + "/.nonce";
   if (context.job.control->rank() == 0) context.fs.write_atomically(file, build_id() + std::to_string(::getpid()));
   context.job.control->barrier("start.nonce");
@@ -202,7 +135,7 @@ std::vector<FlatKey> stored_config(const nlohmann::json& state) {
 }
 
 void check_resume(const CheckpointReader& checkpoint, const TrainOptions& options, const LoadedConfig& loaded,
-                  const Data& data, const std::string& mesh, Log& log) {
+                  const ExperimentData& data, const std::string& mesh, Log& log) {
   const auto state = nlohmann::json::parse(checkpoint.state_json());
   const auto& identity = checkpoint.manifest().identity;
   const auto flat = [](std::vector<FlatKey> keys) {  // one spelling of every value on both sides
@@ -221,54 +154,18 @@ void check_resume(const CheckpointReader& checkpoint, const TrainOptions& option
   require_resumable(changes, checkpoint.directory());
 }
 
-std::unique_ptr<ModelBundle> open_init_from(const LoadedConfig& loaded, CommandContext& context, Log& log) {
-  return std::make_unique<ModelBundle>(
-      open_model(context.fs, *context.job.control, log, *loaded.config.model.init_from));
-}
-
-// The weights that a fresh run starts from, `bundle` where complete_config opened them; null where nothing names them.
-std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const Data& data,
-                                             std::unique_ptr<ModelBundle> bundle, CommandContext& context, Log& log) {
-  if (!loaded.config.model.init_from) return nullptr;
-  if (bundle == nullptr) bundle = open_init_from(loaded, context, log);  // throws: complete_config did not find it
-  const std::string& digest = data.train.front().dataset->tokenizer_digest();
-  HEARTH_CHECK(bundle->tokenizer == nullptr || bundle->tokenizer->digest() == digest, BadInput,
-               "model.init_from {} carries another tokenizer (digest {}) than the shards were prepared with (digest {}): "
-               "its ids would mean something else. Prepare the data with --tokenizer {}",
-               bundle->origin, bundle->tokenizer->digest(), digest, *loaded.config.model.init_from);
-  return bundle;
-}
-
 nlohmann::json build_json() {
   const BuildInfo& build = build_info();
   return {{"version", build.version}, {"git_commit", build.git_commit}, {"compiler", build.compiler},
           {"build_type", build.build_type}, {"cuda", build.cuda}};
 }
 
-// What the experiment file leaves to be found elsewhere: the shape of init_from, the tokenizer's size.
-// Returns the opened init_from, which is verified once and loaded later; null where there is none (yet).
-std::unique_ptr<ModelBundle> complete_config(LoadedConfig& loaded, const Data& data, CommandContext& context,
-                                             Log& log) {
-  std::unique_ptr<ModelBundle> bundle;
-  if (loaded.config.model.init_from && context.fs.exists(*loaded.config.model.init_from)) {
-    bundle = open_init_from(loaded, context, log);
-    adopt_model_shape(loaded, bundle->config, *loaded.config.model.init_from);
-  }
-  if (!data.train.empty())
-    adopt_vocab_size(loaded, data.train.front().dataset->vocab_size(),
-                     "tokenizer of " + data.train.front().dataset->directory());
-  return bundle;
-}
-
-void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, Data data,
+void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, ExperimentData data,
                   std::unique_ptr<ModelBundle> init_from, CommandContext& context, Log& log) {
   ControlPlane& control = *context.job.control;
   const std::string& save = loaded.config.checkpoint.save;
-  load_kernels_before_the_first_step(mesh);
-  const at::Device device = select_device(parse_device_choice(options.device), control.local_rank());
+  const auto [device, threads] = take_device(options.device, mesh, context);
   if (device.is_cpu()) count_cpu_memory();
-  const int threads = compute_threads(control, context.environment);
-  set_compute_threads(threads);
   std::unique_ptr<RunLock> lock;
   if (control.rank() == 0) {
     context.fs.create_directories(save + "/log");
@@ -281,15 +178,8 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   log_places(context, mesh, device, threads, log);
   require_agreement_on_run(context, loaded, data);
   explain_hangs(context, save, mesh);
-  prepare_device_sharing(context, device, log);
-  const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
-  ParallelGroups groups = make_parallel_groups(
-      context.job, mesh, pipeline_schedule(loaded.config, mesh),
-      {.kv_replicas = local_heads(loaded.config.model, mesh.size(MeshAxis::Tp), 0).replicas,
-       .tied_embeddings = loaded.config.model.tie_word_embeddings,
-       .optimizer_instances = loaded.config.parallel.num_distributed_optimizer_instances,
-       .cuda_device = ordinal,
-       .timeout_s = loaded.config.parallel.collective_timeout_s});
+  share_device(context, device, log);
+  ParallelGroups groups = make_parallel_groups(context.job, loaded.config, mesh, device);
   log.info("event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} data=\"{}\"",
            build_id(), context.job.launcher, groups.everyone().backend(), device_name(device), mesh.describe(),
            parameter_count(loaded.config.model), data.text);
@@ -354,7 +244,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
   catch_interrupts();
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
   const bool only_look = options.dry_run || options.print_config;
-  Data data = open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
+  ExperimentData data = open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
   auto init_from = complete_config(loaded, data, context, log);
   if (options.print_config) {
     if (control.rank() == 0) std::cout << resolved_yaml(loaded);

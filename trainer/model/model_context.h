@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,6 +40,8 @@ struct ModelContext {
   ContextParallel sequence;
   ParameterEvents* events = nullptr;    // never null once a Transformer is made
   WeightGradQueue* deferred = nullptr;  // null: weight gradients are computed at once
+  // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be empty.
+  std::function<void(const std::string& name, const at::Tensor& rows_nD)> activation_observer;
   bool rebuilding = false;              // a forward pass inside backward (recompute.h)
 
   // Around a forward use of a unit. What is rebuilt stays for the backward that follows at once.

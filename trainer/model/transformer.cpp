@@ -132,7 +132,9 @@ at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, con
 }
 
 at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input, const RopeInput& rope) const {
-  return mlp(attention_output(attend(attention_input(x, w, rope), w, input), x, w), w);
+  at::Tensor out = mlp(attention_output(attend(attention_input(x, w, rope), w, input), x, w), w);
+  observe(fmt::format("layers.{}", w.unit - 1), out);
+  return out;
 }
 
 at::Tensor Transformer::rebuilt_blocks(const at::Tensor& x_nD, size_t begin, size_t end, const ModelInput& input,
@@ -150,6 +152,7 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
   const RopeInput rope = rope_input(input, cache != nullptr ? cache->length : 0);
   at::Tensor x = chunk_.embedding ? embedding(input.ids_N, embedding_, anchor_) : x_nD;
   const size_t count = blocks_.size(), step = static_cast<size_t>(recompute_.every_layers);
+  if (chunk_.embedding) observe("embedding", x);
   if (cache != nullptr) {
     for (size_t layer = 0; layer < count; ++layer) x = cached_block(x, layer, input, rope, *cache);
     cache->length += input.layout.sequence;
@@ -159,7 +162,14 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
   } else {
     for (const auto& w : blocks_) x = block(x, *w, input, rope);
   }
-  return chunk_.head ? rms_norm(x, final_norm_, context_) : x;
+  if (!chunk_.head) return x;
+  x = rms_norm(x, final_norm_, context_);
+  observe("norm", x);
+  return x;
+}
+
+void Transformer::observe(const std::string& name, const at::Tensor& x_nD) const {
+  if (context_.activation_observer && !context_.rebuilding) context_.activation_observer(name, x_nD.detach());
 }
 
 at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const ModelInput& input, const RopeInput& rope,

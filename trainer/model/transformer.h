@@ -4,6 +4,7 @@
 // The graph of a forward pass refers to this object: keep it until backward is done. Not thread-safe.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -38,6 +39,10 @@ class Transformer {
   int64_t uses_per_micro(int64_t parameter_index) const;
   // Weight gradients go to `queue` from now on; null: they are computed at once.
   void defer_weight_gradients(WeightGradQueue* queue) { context_.deferred = queue; }
+  // See ModelContext::activation_observer.
+  void observe_activations(std::function<void(const std::string&, const at::Tensor&)> observer) {
+    context_.activation_observer = std::move(observer);
+  }
   // Rows that this rank holds between linears: the first dimension of what chunks pass on.
   int64_t local_rows(int64_t rows) const { return context_.rows.local_rows(rows); }
 
@@ -75,6 +80,7 @@ class Transformer {
   RopeInput rope_input(const ModelInput& input, int64_t first);
   at::Tensor attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const;
   at::Tensor block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input, const RopeInput& rope) const;
+  void observe(const std::string& name, const at::Tensor& x_nD) const;
   at::Tensor cached_block(const at::Tensor& x, size_t layer, const ModelInput& input, const RopeInput& rope,
                           KvCache& cache) const;
   // Blocks [begin, end) of this chunk, of which only the input is kept.

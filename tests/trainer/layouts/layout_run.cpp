@@ -11,7 +11,6 @@
 #include "parallel/single_comm.h"
 #include "trainer/device.h"
 #include "trainer/optimizer/lr_schedule.h"
-#include "trainer/parallel_layout.h"
 
 namespace hearth::testing {
 namespace {
@@ -126,6 +125,7 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.parallel.pipeline_schedule = layout.schedule;
   c.parallel.virtual_pipeline_model_parallel_size = layout.schedule == "interleaved" ? 2 : 1;
   c.parallel.cp_comm_type = layout.cp_comm_type;
+  c.parallel.collective_timeout_s = 60;
   c.parallel.bucket_size_mb = 0.05;  // several buckets
   return c;
 }
@@ -134,14 +134,7 @@ Curve run_layout(Job& job, const Layout& layout, const RunOptions& options) {
   const ExperimentConfig config = layout_config(layout, options);
   const Mesh mesh = Mesh::from_config(config.parallel, layout.ranks());
   const auto begin = std::chrono::steady_clock::now();
-  const auto ordinal = options.device.is_cuda() ? std::optional<int>(options.device.index()) : std::nullopt;
-  ParallelGroups groups =
-      make_parallel_groups(job, mesh, pipeline_schedule(config, mesh),
-                           {.kv_replicas = local_heads(config.model, layout.tp, 0).replicas,
-                            .tied_embeddings = config.model.tie_word_embeddings,
-                            .optimizer_instances = layout.instances,
-                            .cuda_device = ordinal,
-                            .timeout_s = 60});
+  ParallelGroups groups = make_parallel_groups(job, config, mesh, options.device);
   const std::chrono::duration<double> start = std::chrono::steady_clock::now() - begin;
   Curve curve = train(groups, config, options);
   curve.start_seconds = start.count();

@@ -1,0 +1,54 @@
+// What verbs that compute with an experiment file share: its datasets, what the file leaves to be found
+// elsewhere, the weights to start from, and this rank's device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "data/sampler.h"
+#include "launch/command.h"
+#include "launch/config_parser.h"
+#include "parallel/mesh.h"
+#include "trainer/interchange/model_source.h"
+
+namespace hearth {
+
+struct ExperimentData {
+  std::vector<WeightedDataset> train;
+  std::vector<std::unique_ptr<Dataset>> validation;
+  std::string digest, text;  // of the training data: identity, and for people
+  std::string missing;       // first folder that is not there; only where that is allowed
+};
+
+enum class MissingData { Refuse, Allow };
+
+ExperimentData open_data(FileSystem& fs, const DataConfig& config, MissingData missing);
+// Throws Error{BadInput} for datasets of different tokenizers.
+void require_one_tokenizer(const ExperimentData& data);
+
+// Fills in what the experiment file leaves to be found elsewhere: the shape of init_from, the tokenizer's
+// size. Returns the opened init_from, which is verified once and loaded later; null where there is none
+// (yet).
+std::unique_ptr<ModelBundle> complete_config(LoadedConfig& loaded, const ExperimentData& data,
+                                             CommandContext& context, Log& log);
+// The weights that a fresh run starts from, `bundle` where complete_config opened them; null where nothing
+// names them.
+std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const ExperimentData& data,
+                                             std::unique_ptr<ModelBundle> bundle, CommandContext& context,
+                                             Log& log);
+
+// Takes --device auto, cpu or cuda. The first call of CUDA in the process: environment variables that the
+// layout needs are set before it. Sets the threads that compute too and returns the device. Afterwards and
+// before the first communicator, share_device() tells NCCL where several ranks have one.
+struct ComputePlace {
+  at::Device device = at::kCPU;
+  int threads = 1;
+};
+ComputePlace take_device(const std::string& choice, const Mesh& mesh, CommandContext& context);
+void share_device(CommandContext& context, at::Device device, Log& log);
+
+}  // namespace hearth
