@@ -64,13 +64,13 @@ std::optional<size_t> usual_next(const std::vector<std::string>& calls, size_t a
   return longest == 0 ? std::nullopt : std::optional(next);
 }
 
-// Of the calls in which this rank waits, the first that is not the usual one at its place: what would have
-// been.
+// Of the calls under way on this rank, waited for or not, the first that is not the usual one at its place: what would
+// have been.
 std::string usual_instead(const std::vector<Entry>& entries) {
   std::vector<std::string> calls;
   for (const Entry& e : entries) calls.push_back(fmt::format("{} '{}' (group {})", e.op, e.site, e.group));
   for (size_t i = 1; i < entries.size(); ++i) {
-    if (!entries[i].held || entries[i].state != FlightRecorder::State::Pending) continue;
+    if (entries[i].state != FlightRecorder::State::Pending) continue;
     const auto usual = usual_next(calls, i);
     if (usual && calls[*usual] != calls[i]) return calls[*usual];
   }
@@ -189,10 +189,10 @@ std::vector<std::string> missing_lines(const HangInput& input, int rank) {
   for (const auto& other : input.states) {  // the first one that waits for it is enough
     const HangCall* call = other ? wait_of(input, *other) : nullptr;
     if (call == nullptr || !contains(waits_for(input, other->rank, *call), rank)) continue;
-    const bool entered = state && has_entered(*state, *call);
-    lines.push_back(fmt::format("rank {} {} {}", rank,
-                                entered ? "has entered, but does not go on with" : "has not entered",
-                                words(*call)));
+    const char* how = !state                       ? "has not finished"
+                      : has_entered(*state, *call) ? "has entered, but does not go on with"
+                                                   : "has not entered";
+    lines.push_back(fmt::format("rank {} {} {}", rank, how, words(*call)));
     break;
   }
   return lines;
@@ -301,7 +301,7 @@ RankState rank_state(int rank, const FlightRecorder& recorder) {
 }
 
 std::string to_json(const RankState& state) {
-  return nlohmann::json(state).dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json(state).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 RankState parse_rank_state(std::string_view json) {

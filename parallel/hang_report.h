@@ -34,7 +34,7 @@ struct RankState {
   std::vector<HangCall> waits;     // calls in which it waits, oldest first
   std::vector<HangCall> entered;   // newest call of each group
   std::vector<HangCall> finished;  // newest finished call of each group
-  std::string usual;               // what came after the same calls before, where it waits in something else
+  std::string usual;               // what came after the same calls before, where something else is under way
 };
 
 RankState rank_state(int rank, const FlightRecorder& recorder);

@@ -140,19 +140,18 @@ bool HangReporter::nap(double seconds) {
 void HangReporter::run() {
   for (int tick = 0; nap(kTickS); ++tick) {
     const bool told = options_.told_to_end && options_.told_to_end();
-    try {
-      const bool lost = told && died_silently();
-      if (lost || recorder_.alarmed() || ((told || tick % kTicksPerLook == 0) && alarm_is_up()))
-        return hold_round(told);
-    } catch (const Error&) {  // the folder is gone: the ranks' own errors have to do
-      return;
-    }
+    const bool look = told || tick % kTicksPerLook == 0;
+    if (recorder_.alarmed() || (look && alarm_is_up()) || (told && died_silently())) return hold_round(told);
   }
 }
 
 bool HangReporter::alarm_is_up() {
   const std::string path = options_.folder + "/alarm";
-  return fs_->exists(path) && fs_->open(path)->size() > 0;
+  try {
+    return fs_->exists(path) && fs_->open(path)->size() > 0;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 // Whether a rank of this host has ended, and nobody has announced an error of his own.
@@ -191,24 +190,34 @@ void HangReporter::write(const std::string& name, std::string_view text) {
 }
 
 void HangReporter::hold_round(bool in_a_hurry) {
-  Round round{.answer_s = in_a_hurry ? kHurriedAnswerS : kAnswerS, .states = {}};
-  round.states.resize(ranks_.size());
-  write(answer_file(rank_), to_json(rank_state(rank_, recorder_)));
-  write("alarm", "!");
-  gather(round);
-  const std::string page = options_.folder + "/page";
-  if (rank_ == round.lowest()) print_page(round);
-  while (!fs_->exists(page) && seconds_since(round.begun) < round.answer_s + kPageS && nap(kTickS)) {
+  bool met = false;
+  try {
+    meet(in_a_hurry ? kHurriedAnswerS : kAnswerS);
+    met = true;
+  } catch (const Error&) {  // the folder is gone: the ranks' own errors have to do
   }
   {
     const std::lock_guard lock(mutex_);
     page_done_ = true;
+    printed_ = printed_ || !met;
   }
   changed_.notify_all();
   const auto alarm = recorder_.alarm();
   const ErrorKind kind = alarm ? alarm->kind : in_a_hurry ? ErrorKind::Peer : ErrorKind::Timeout;
   // No destructor and no MPI call: the main thread may sit in either.
   if (nap(kLingerS)) ::_exit(exit_code(kind));
+}
+
+// Returns when the page is out, or somebody else should have printed it.
+void HangReporter::meet(double answer_s) {
+  Round round{.answer_s = answer_s, .states = {}};
+  round.states.resize(ranks_.size());
+  write(answer_file(rank_), to_json(rank_state(rank_, recorder_)));
+  write("alarm", "!");
+  gather(round);
+  if (rank_ == round.lowest()) print_page(round);
+  while (!fs_->exists(options_.folder + "/page") && seconds_since(round.begun) < answer_s + kPageS)
+    if (!nap(kTickS)) return;
 }
 
 // Until all that live have answered, or their time is up.

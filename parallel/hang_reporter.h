@@ -64,6 +64,7 @@ class HangReporter {
   bool alarm_is_up();
   bool died_silently();
   void hold_round(bool in_a_hurry);
+  void meet(double answer_s);
   void gather(Round& round);
   void print_page(const Round& round);
   std::string process(int rank) const;
