@@ -1,6 +1,5 @@
 #include "trainer/evaluate.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -20,7 +19,7 @@ struct Window {
 };
 
 // Runs the windows as one padded batch (the pad is behind the text, so causal attention never sees it).
-void score_windows(Transformer& model, const std::vector<Window>& windows, std::deque<DocumentScore>& documents) {
+void score_windows(InferenceModel& model, const std::vector<Window>& windows, std::deque<DocumentScore>& documents) {
   int64_t longest = 0;
   for (const Window& w : windows) longest = std::max(longest, w.length);
   const auto batch = static_cast<int64_t>(windows.size());
@@ -71,9 +70,8 @@ double EvaluationTotals::unigram_loss() const {
   return entropy / static_cast<double>(num_tokens);
 }
 
-EvaluationTotals evaluate(Transformer& model, const std::function<std::optional<std::vector<int32_t>>()>& next,
+EvaluationTotals evaluate(InferenceModel& model, const std::function<std::optional<std::vector<int32_t>>()>& next,
                           const std::function<void(const DocumentScore&)>& on_document, int64_t tokens_per_batch) {
-  const at::NoGradGuard no_grad;
   const int64_t context = model.config().max_position_embeddings, vocab = model.config().vocab_size;
   EvaluationTotals totals;
   totals.target_counts.assign(static_cast<size_t>(vocab), 0);

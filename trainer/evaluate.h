@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "trainer/model/transformer.h"
+#include "trainer/inference_model.h"
 
 namespace hearth {
 
@@ -28,7 +28,7 @@ struct EvaluationTotals {
 
 // Scores documents one after another; batches windows so that about `tokens_per_batch` tokens go through at once.
 // `next` returns the next document or nothing at the end; `on_document` sees each result, in order.
-EvaluationTotals evaluate(Transformer& model, const std::function<std::optional<std::vector<int32_t>>()>& next,
+EvaluationTotals evaluate(InferenceModel& model, const std::function<std::optional<std::vector<int32_t>>()>& next,
                           const std::function<void(const DocumentScore&)>& on_document,
                           int64_t tokens_per_batch = 8192);
 

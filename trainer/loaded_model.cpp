@@ -1,8 +1,63 @@
 #include "trainer/loaded_model.h"
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "trainer/device.h"
+#include "trainer/parallel_layout.h"
 
 namespace hearth {
+namespace {
+
+// What the layout functions of a training ask for, where there is no experiment file.
+ExperimentConfig experiment_of(const ModelConfig& model, const ParallelConfig& layout, const Mesh& mesh) {
+  ExperimentConfig config;
+  static_cast<ModelConfig&>(config.model) = model;
+  config.parallel = layout;
+  config.training.micro_batch_size = 1;
+  config.training.global_batch_size = mesh.size(MeshAxis::Dp);
+  // Attention counts in the split of layers over stages; a typical length does for that.
+  config.data.seq_length = std::min<int64_t>(model.max_position_embeddings, 2048);
+  return config;
+}
+
+}  // namespace
+
+ParallelConfig answering_layout(ParallelConfig layout) {
+  const bool one_chunk = layout.pipeline_schedule == "1f1b" || layout.pipeline_schedule == "zb_h1";
+  if (!one_chunk) layout.pipeline_model_parallel_layout.clear();  // it is of several chunks a rank
+  layout.pipeline_schedule = "1f1b";
+  layout.virtual_pipeline_model_parallel_size = 1;
+  layout.context_parallel_size = 1;
+  layout.zero_stage = 0;
+  layout.num_distributed_optimizer_instances = 1;
+  layout.sequence_parallel = false;  // a single row does not split
+  return layout;
+}
+
+ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DType dtype, at::Device device, Job& job,
+                      const ParallelConfig& layout) {
+  const Mesh mesh = Mesh::from_config(layout, job.control->world_size());
+  require_tensor_parallel(model, mesh.size(MeshAxis::Tp));
+  const ExperimentConfig config = experiment_of(model, layout, mesh);
+  ModelShare share;
+  share.groups = std::make_unique<ParallelGroups>(make_parallel_groups(job, config, mesh, device));
+  share.groups->set_compute_stream(compute_stream(device));
+  const PipelineSchedule schedule = pipeline_schedule(config, mesh);
+  const ModelPartition partition = model_partition(config, mesh, schedule, share.groups->rank);
+  share.parameters = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
+                                                      StoreOptions{.dtype = dtype, .device = device});
+  share.parameters->load(tensors);
+  ModelContext context;
+  if (share.groups->tensor) context.rows = RowCollectives(*share.groups->tensor, SequenceParallel::Off);
+  share.transformer = std::make_unique<Transformer>(config.model, *share.parameters, RecomputeChoice{},
+                                                    partition.chunks[0], context);
+  const std::vector<Transformer*> chunks{share.transformer.get()};
+  share.executor = std::make_unique<PipelineExecutor>(schedule, share.groups->coordinate(MeshAxis::Pp), chunks,
+                                                      share.groups->links);
+  share.inference = std::make_unique<InferenceModel>(*share.executor, chunks, share.groups->pipeline.get());
+  return share;
+}
 
 const Tokenizer& LoadedModel::require_tokenizer() const {
   HEARTH_CHECK(bundle.tokenizer != nullptr, BadInput,
@@ -16,20 +71,10 @@ std::vector<int32_t> LoadedModel::eos_ids() const {
   return ids;
 }
 
-LoadedModel load_model(FileSystem& fs, const std::string& model, std::optional<DType> dtype, at::Device device) {
-  return load_model(open_model(fs, model), dtype, device);
-}
-
-LoadedModel load_model(ModelBundle bundle, std::optional<DType> dtype, at::Device device) {
-  LoadedModel loaded;
-  loaded.bundle = std::move(bundle);
-  const ModelConfig& config = loaded.bundle.config;
-  loaded.parameters = std::make_unique<ParameterStore>(config, dtype.value_or(loaded.bundle.stored_dtype), device,
-                                                       WithGradients::No, /*data_parallel_size=*/1,
-                                                       /*bucket_elements=*/int64_t{1} << 40);
-  loaded.parameters->load(*loaded.bundle.tensors);
-  loaded.transformer = std::make_unique<Transformer>(config, *loaded.parameters, RecomputeChoice{});
-  return loaded;
+LoadedModel load_model(ModelBundle bundle, std::optional<DType> dtype, at::Device device, Job& job,
+                       const ParallelConfig& layout) {
+  ModelShare share = load_share(bundle.config, *bundle.tensors, dtype.value_or(bundle.stored_dtype), device, job, layout);
+  return {std::move(share), std::move(bundle)};
 }
 
 }  // namespace hearth

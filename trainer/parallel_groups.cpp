@@ -111,6 +111,7 @@ ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, co
   const auto tensor_ranks = mesh.group(groups.rank, MeshAxis::Tp);
   const int tensor_coordinate = groups.coordinate(MeshAxis::Tp), stage = groups.coordinate(MeshAxis::Pp);
   groups.tensor = maker.make_unless_alone("tp", tensor_ranks, mesh.size(MeshAxis::Tp) > 1);
+  groups.pipeline = maker.make_unless_alone("pp.all", mesh.group(groups.rank, MeshAxis::Pp), mesh.size(MeshAxis::Pp) > 1);
   groups.context = maker.make_unless_alone("cp", mesh.group(groups.rank, MeshAxis::Cp), mesh.size(MeshAxis::Cp) > 1);
   groups.kv_replicas = maker.make_unless_alone("kv", kv_replica_group(tensor_ranks, tensor_coordinate, kv_replicas),
                                                kv_replicas > 1);
@@ -133,7 +134,7 @@ ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, co
 }
 
 void ParallelGroups::set_compute_stream(StreamHandle stream) {
-  for (Comm* comm : {world.get(), data.get(), shard.get(), replicas.get(), tensor.get(), context.get(), kv_replicas.get(), tied_embedding.get()})
+  for (Comm* comm : {world.get(), data.get(), pipeline.get(), shard.get(), replicas.get(), tensor.get(), context.get(), kv_replicas.get(), tied_embedding.get()})
     if (comm != nullptr) comm->set_compute_stream(stream);
   for (const auto& [pair, comm] : links.all()) comm->set_compute_stream(stream);
 }

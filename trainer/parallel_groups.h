@@ -34,6 +34,7 @@ struct ParallelGroups {
   std::unique_ptr<Comm> world;    // null where `data` is the whole job
   std::unique_ptr<Comm> data;     // data x context parallel: over which gradients are summed
   std::unique_ptr<Comm> shard, replicas;  // of `data`, which is sharded over `shard` (null: over all of `data`)
+  std::unique_ptr<Comm> pipeline;  // all stages in order; null for one
   std::unique_ptr<Comm> tensor, context, kv_replicas, tied_embedding;  // null where the group is this rank alone
   PipelineLinks links;
 

@@ -115,9 +115,17 @@ ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor:
 
 ParallelModel::LocalSums ParallelModel::evaluate(const MicroBatch& batch) {
   const auto fp64 = at::TensorOptions(device_).dtype(at::kDouble);
-  const at::Tensor logprobs = executor_->logprobs(batch);
-  return counted(logprobs.defined() ? logprobs.to(at::kDouble).sum().neg() : at::zeros({}, fp64),
-                 batch.valid_targets, at::zeros({1}, fp64));
+  const at::Tensor hidden = executor_->infer(batch.input, nullptr);
+  at::Tensor loss_sum = at::zeros({}, fp64);
+  if (hidden.defined())
+    loss_sum = executor_->head_chunk().logprobs(hidden, batch.targets_N).to(at::kDouble).sum().neg();
+  return counted(std::move(loss_sum), batch.valid_targets, at::zeros({1}, fp64));
+}
+
+InferenceModel ParallelModel::inference() {
+  std::vector<Transformer*> chunks;
+  for (const auto& chunk : chunks_) chunks.push_back(chunk.get());
+  return {*executor_, std::move(chunks), groups_.pipeline.get()};
 }
 
 StepTotals ParallelModel::sum_over_ranks(const LocalSums& mine, bool stop_requested) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "trainer/experiment_config.h"
+#include "trainer/inference_model.h"
 #include "trainer/micro_batch.h"
 #include "trainer/optimizer/distributed_optimizer.h"
 #include "trainer/parallel_groups.h"
@@ -45,6 +46,8 @@ class ParallelModel {
                              const PipelineExecutor::Observer& observer);
   // Sum of log-probabilities of a micro-batch's targets, no gradients.
   LocalSums evaluate(const MicroBatch& batch);
+  // The same weights, for generation; the ranks of a replica use it alike.
+  InferenceModel inference();
   // The only wait for the device in a step.
   StepTotals sum_over_ranks(const LocalSums& mine, bool stop_requested);
 

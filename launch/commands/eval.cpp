@@ -1,5 +1,7 @@
 // hearth eval MODEL (--data DIR | --text FILE): mean loss per token in nats, perplexity, token count.
+#include <ATen/ops/tensor.h>
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <fmt/core.h>
 #include <iostream>
@@ -9,6 +11,7 @@
 #include "data/dataset.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/experiment.h"
 #include "launch/commands/model_options.h"
 #include "trainer/evaluate.h"
 #include "trainer/loaded_model.h"
@@ -22,36 +25,32 @@ struct EvalOptions {
   bool json = false;
 };
 
-using NextDocument = std::function<std::optional<std::vector<int32_t>>()>;
+struct Documents {
+  int64_t count = 0;
+  std::function<std::vector<int32_t>(int64_t index)> get;
+};
 
 // The whole file is one document, cut at the model's context.
-NextDocument text_document(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
+Documents text_document(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
   auto ids = model.require_tokenizer().encode(context.fs.read_text(options.text), SpecialTokens::Add);
   const auto limit = static_cast<size_t>(model.bundle.config.max_position_embeddings);
   HEARTH_CHECK(ids.size() >= 2, BadInput, "{}: {} tokens; at least 2 are needed to score one", options.text, ids.size());
   if (ids.size() > limit) {
-    fmt::print(stderr, "eval: {} has {} tokens, the first {} (max_position_embeddings) are scored\n", options.text,
-               ids.size(), limit);
+    if (context.job.control->rank() == 0)
+      fmt::print(stderr, "eval: {} has {} tokens, the first {} (max_position_embeddings) are scored\n", options.text,
+                 ids.size(), limit);
     ids.resize(limit);
   }
-  return [ids = std::move(ids), done = false]() mutable -> std::optional<std::vector<int32_t>> {
-    if (std::exchange(done, true)) return std::nullopt;
-    return ids;
-  };
+  return {1, [ids = std::move(ids)](int64_t) { return ids; }};
 }
 
-NextDocument dataset_documents(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
+Documents dataset_documents(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
   std::shared_ptr<Dataset> dataset = Dataset::open(context.fs, options.data);
   HEARTH_CHECK(model.bundle.tokenizer == nullptr || model.bundle.tokenizer->digest() == dataset->tokenizer_digest(), BadInput,
                "{} was prepared with another tokenizer (digest {}) than {} carries (digest {}): prepare the text again "
                "with this model's tokenizer",
                options.data, dataset->tokenizer_digest(), model.bundle.origin, model.bundle.tokenizer->digest());
-  return [dataset, index = int64_t{0}]() mutable -> std::optional<std::vector<int32_t>> {
-    if (index >= dataset->num_documents()) return std::nullopt;
-    if (index % 1000 == 0 && index > 0)
-      fmt::print(stderr, "eval: {} of {} documents\n", index, dataset->num_documents());
-    return dataset->document(index++);
-  };
+  return {dataset->num_documents(), [dataset](int64_t index) { return dataset->document(index); }};
 }
 
 std::string per_token_line(const DocumentScore& document) {
@@ -60,19 +59,77 @@ std::string per_token_line(const DocumentScore& document) {
   return nlohmann::json{{"ids", document.ids}, {"logprobs", std::move(logprobs)}}.dump() + "\n";
 }
 
+// Adds what `more` counted.
+void add(EvaluationTotals& totals, const EvaluationTotals& more) {
+  totals.loss_sum += more.loss_sum;
+  totals.num_tokens += more.num_tokens;
+  totals.num_documents += more.num_documents;
+  totals.target_counts.resize(more.target_counts.size());
+  for (size_t i = 0; i < more.target_counts.size(); ++i) totals.target_counts[i] += more.target_counts[i];
+}
+
+// The sum over replicas, on every rank.
+EvaluationTotals sum_over_replicas(const EvaluationTotals& mine, const LoadedModel& model) {
+  std::vector<double> values = {mine.loss_sum, static_cast<double>(mine.num_tokens), static_cast<double>(mine.num_documents)};
+  for (const int64_t count : mine.target_counts) values.push_back(static_cast<double>(count));
+  if (!model.speaks_for_replica()) std::fill(values.begin(), values.end(), 0.0);
+  at::Tensor sums = at::tensor(values, at::kDouble).to(model.inference->device());
+  model.groups->everyone().all_reduce(sums.data_ptr(), sums.numel(), DType::F64, ReduceOp::Sum, "eval.totals")->wait();
+  sums = sums.to(at::kCPU);
+  const double* value = sums.data_ptr<double>();
+  EvaluationTotals totals{.loss_sum = value[0], .num_tokens = std::llround(value[1]), .num_documents = std::llround(value[2]),
+                          .target_counts = {}};
+  for (int64_t i = 3; i < sums.numel(); ++i) totals.target_counts.push_back(std::llround(value[i]));
+  return totals;
+}
+
+// Replicas take blocks of documents in turn, so that per-token lines come in the order of documents with a bounded number
+// of them in memory.
+EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, const Documents& documents,
+                       CommandContext& context) {
+  constexpr int64_t kBlock = 64;
+  ControlPlane& control = *context.job.control;
+  std::unique_ptr<WritableFile> per_token;
+  if (!options.per_token.empty() && control.rank() == 0) per_token = context.fs.create(options.per_token, CreateMode::Truncate);
+  EvaluationTotals totals;
+  for (int64_t round = 0; round < documents.count; round += kBlock * model.num_replicas()) {
+    if (round > 0 && control.rank() == 0) fmt::print(stderr, "eval: {} of {} documents\n", round, documents.count);
+    int64_t index = round + kBlock * model.replica();
+    const int64_t end = std::min(index + kBlock, documents.count);
+    const auto next = [&]() -> std::optional<std::vector<int32_t>> {
+      if (index >= end) return std::nullopt;
+      return documents.get(index++);
+    };
+    std::string lines;
+    add(totals, evaluate(*model.inference, next, [&](const DocumentScore& document) {
+          if (!options.per_token.empty() && model.speaks_for_replica()) lines += per_token_line(document);
+        }));
+    if (options.per_token.empty()) continue;
+    std::vector<std::pair<int, std::string>> blocks;
+    const auto texts = control.all_gather(lines, "eval.per_token");
+    for (size_t rank = 0; rank < texts.size(); ++rank)
+      blocks.emplace_back(model.groups->mesh.coordinate(static_cast<int>(rank), MeshAxis::Dp), texts[rank]);
+    std::stable_sort(blocks.begin(), blocks.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& [replica, text] : blocks)
+      if (per_token) per_token->write(text);
+  }
+  if (per_token) per_token->close();
+  return sum_over_replicas(totals, model);
+}
+
 void run_eval(const EvalOptions& options, CommandContext& context) {
   HEARTH_REQUIRE(options.data.empty() != options.text.empty(), "give one of --data DIR and --text FILE");
+  ControlPlane& control = *context.job.control;
+  Log log({.rank = control.rank(), .world_size = control.world_size()});
+  const ParallelConfig layout = answering_layout(parse_parallel_overrides(options.model.overrides));
   const at::Device device =
-      select_device(parse_device_choice(options.model.device), context.job.control->local_rank());
-  const LoadedModel model = load_model(context.fs, options.model.model, options.model.parsed_dtype(), device);
-  const auto next = options.text.empty() ? dataset_documents(options, model, context)
-                                         : text_document(options, model, context);
-  std::unique_ptr<WritableFile> per_token;
-  if (!options.per_token.empty()) per_token = context.fs.create(options.per_token, CreateMode::Truncate);
-  const EvaluationTotals totals = evaluate(*model.transformer, next, [&](const DocumentScore& document) {
-    if (per_token) per_token->write(per_token_line(document));
-  });
-  if (per_token) per_token->close();
+      take_device(options.model.device, Mesh::from_config(layout, control.world_size()), context).device;
+  share_device(context, device, log);
+  const LoadedModel model = load_model(open_model(context.fs, control, log, options.model.model),
+                                       options.model.parsed_dtype(), device, context.job, layout);
+  const Documents documents = options.text.empty() ? dataset_documents(options, model, context)
+                                                   : text_document(options, model, context);
+  const EvaluationTotals totals = score(options, model, documents, context);
   HEARTH_CHECK(totals.num_tokens > 0, BadInput, "nothing to score: no document has two tokens or more");
   HEARTH_CHECK(std::isfinite(totals.loss()), Numeric, "the loss of {} is not finite: its weights are damaged",
                model.bundle.origin);
@@ -83,6 +140,7 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
                             {"unigram_loss", totals.unigram_loss()},
                             {"dtype", config_name(model.parameters->options().dtype)},
                             {"model", model.bundle.origin}};
+  if (control.rank() != 0) return;
   if (options.json) {
     std::cout << json.dump() << "\n";
     return;

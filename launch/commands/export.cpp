@@ -10,7 +10,11 @@
 #include "launch/command.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/transfer_progress.h"
+#include "launch/config_parser.h"
+#include "parallel/mesh.h"
 #include "trainer/interchange/export_model.h"
+#include "trainer/loaded_model.h"
+#include "trainer/model/model_partition.h"
 #include "trainer/prompt_logits.h"
 
 namespace hearth {
@@ -18,15 +22,28 @@ namespace {
 
 struct Arguments {
   std::string model, output, dtype;
+  std::vector<std::string> overrides;
   bool overwrite = false;
 };
 
-// Comparing logits holds the model in fp32. One larger than half of this host's free memory is exported all
-// the same, on the strength of its configuration and of every tensor having been read back equal.
-bool fits_in_memory(const ModelConfig& config) {
+// How the ranks share the model when logits are compared: as --set says, else as a pipeline of as many as have a layer.
+ParallelConfig layout_for_logits(const Arguments& arguments, const ModelConfig& model, int world_size) {
+  ParallelConfig layout = answering_layout(parse_parallel_overrides(arguments.overrides));
+  if (!arguments.overrides.empty()) return layout;
+  int stages = world_size;
+  while (world_size % stages != 0 || stages > model.num_hidden_layers) --stages;
+  layout.pipeline_model_parallel_size = stages;
+  return layout;
+}
+
+// The ranks of this host hold their shares in fp32. Where that is more than half of the free memory of some host, the
+// model is exported all the same, on the strength of its configuration and of every tensor having been read back equal.
+bool fits_in_memory(const ModelConfig& model, const ParallelConfig& layout, ControlPlane& control) {
   const double free =
       static_cast<double>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
-  return 4.0 * static_cast<double>(parameter_count(config)) <= free / 2;
+  const auto shares = static_cast<double>(layout.pipeline_model_parallel_size * layout.tensor_model_parallel_size);
+  const double bytes = 4.0 * static_cast<double>(parameter_count(model)) / shares * control.local_world_size();
+  return control.vote(bytes <= free / 2, "", "export.memory", nullptr);
 }
 
 void run(const Arguments& arguments, CommandContext& context) {
@@ -36,15 +53,24 @@ void run(const Arguments& arguments, CommandContext& context) {
   while (output.size() > 1 && output.ends_with('/')) output.pop_back();
   const ModelBundle model = open_model(context.fs, control, log, arguments.model);
   TransferProgress progress(context, "export");
-  const bool with_logits = fits_in_memory(model.config);
-  if (!with_logits && control.rank() == 0)
-    log.warning("event=export_warning text=\"the model is too large for this host to compare logits\"");
+  const ParallelConfig layout = layout_for_logits(arguments, model.config, control.world_size());
+  require_tensor_parallel(model.config, Mesh::from_config(layout, control.world_size()).size(MeshAxis::Tp));
+  LogitsFunction logits;
+  if (fits_in_memory(model.config, layout, control)) {
+    logits = [&](const ModelConfig& config, const TensorSource& tensors, const std::vector<int32_t>& ids) {
+      return prompt_logits(context.job, layout, config, tensors, ids);
+    };
+  } else if (control.rank() == 0) {
+    log.warning(
+        "event=export_warning text=\"the model is too large for these hosts to compare logits: start more ranks on "
+        "more of them\"");
+  }
   export_model(
       context.fs, control, model,
       {.output = output,
        .dtype = parse_transfer_dtype(arguments.dtype),
        .if_exists = arguments.overwrite ? IfOutputExists::Replace : IfOutputExists::Refuse,
-       .logits = with_logits ? LogitsFunction(prompt_logits) : LogitsFunction(),
+       .logits = std::move(logits),
        .progress = [&](int64_t done, int64_t total) { progress.update(done, total); },
        .warn = [&](const std::string& text) { log.warning("event=export_warning text=\"{}\"", text); }});
   progress.finish();
@@ -68,6 +94,10 @@ void add_export_command(CLI::App& parent, CommandContext& context) {
   app->add_option("--output", arguments->output, "Folder to publish; must not exist, or be empty")
       ->required();
   app->add_option("--dtype", arguments->dtype, "bf16, fp32 or fp16; default: as stored");
+  app->add_option("--set", arguments->overrides,
+                  "parallel.key=value: how ranks share the model when logits are compared (default under mpirun: as a "
+                  "pipeline); repeatable")
+      ->allow_extra_args(false);
   app->add_flag("--overwrite", arguments->overwrite,
                 "Replace the model that --output holds, once the new one is checked");
   app->callback([arguments, &context] { run(*arguments, context); });

@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <string_view>
+#include <utility>
 
 #include "parallel/comm.h"
 
@@ -34,6 +35,8 @@ class RowCollectives {
   RowCollectives() = default;  // one rank
   RowCollectives(Comm& comm, SequenceParallel sequence_parallel) : comm_(&comm), mode_(sequence_parallel) {}
 
+  // Returns the mode before.
+  SequenceParallel set_mode(SequenceParallel mode) { return std::exchange(mode_, mode); }
   int64_t size() const { return comm_ == nullptr ? 1 : comm_->size(); }
   int64_t rank() const { return comm_ == nullptr ? 0 : comm_->rank(); }
   bool splits_rows() const { return size() > 1 && mode_ == SequenceParallel::On; }

@@ -80,7 +80,8 @@ void check_greedy(Fixture& f) {
   const std::vector<int32_t> ids(prompt.data_ptr<int64_t>(), prompt.data_ptr<int64_t>() + prompt.numel());
   GenerationOptions options;
   options.max_new_tokens = want.numel();
-  const Generation got = generate(f.model, ids, options, {});
+  InferenceModel model(f.model);
+  const Generation got = generate(model, ids, options, {});
   BOOST_TEST(got.ids == std::vector<int32_t>(want.data_ptr<int64_t>(), want.data_ptr<int64_t>() + want.numel()),
              boost::test_tools::per_element());
 }

@@ -121,9 +121,7 @@ class Exporter {
         if (root()) write_files();
       });
       together("export.compare", [&] { compare(); });
-      together("export.logits", [&] {
-        if (root()) compare_logits();
-      });
+      compare_logits();
       together("export.publish", [&] {
         if (root()) publish();
       });
@@ -295,11 +293,17 @@ class Exporter {
     return ids;
   }
 
-  void compare_logits() const {
+  void compare_logits() {
     if (!options_.logits) return;
     const ModelBundle written = open_model(fs_, partial_);
     const std::vector<float> want = options_.logits(model_.config, source_, prompt());
     const std::vector<float> got = options_.logits(written.config, *written.tensors, prompt());
+    together("export.logits", [&] {
+      if (root()) require_equal_logits(want, got);
+    });
+  }
+
+  void require_equal_logits(const std::vector<float>& want, const std::vector<float>& got) const {
     HEARTH_CHECK(!want.empty() && want.size() == got.size(), Internal,
                  "export: {} logits against {} (please report)", want.size(), got.size());
     double scale = 0, worst = 0;

@@ -168,6 +168,11 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
   return x;
 }
 
+KvCache Transformer::make_cache(int64_t capacity) const {
+  const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
+  return {chunk_.num_layers, 1, capacity, heads.kv, config_.head_width(), at::TensorOptions(device()).dtype(scalar_type())};
+}
+
 void Transformer::observe(const std::string& name, const at::Tensor& x_nD) const {
   if (context_.activation_observer && !context_.rebuilding) context_.activation_observer(name, x_nD.detach());
 }

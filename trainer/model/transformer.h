@@ -46,6 +46,11 @@ class Transformer {
   // Rows that this rank holds between linears: the first dimension of what chunks pass on.
   int64_t local_rows(int64_t rows) const { return context_.rows.local_rows(rows); }
 
+  // Takes effect with the next forward pass; returns what was before. Not between a forward pass and its backward.
+  SequenceParallel set_sequence_parallel(SequenceParallel mode) { return context_.rows.set_mode(mode); }
+  // For one sequence of up to `capacity` tokens through this chunk.
+  KvCache make_cache(int64_t capacity) const;
+
   // One chunk: [n, D] in (undefined for a chunk with the embedding) -> [n, D] out, after the final norm for a chunk with
   // the head.
   at::Tensor forward(const at::Tensor& x_nD, const ModelInput& input, KvCache* cache = nullptr);

@@ -163,27 +163,26 @@ void PipelineExecutor::forget_finished_sends() {
   while (!sends_.empty() && sends_.front().work->poll()) sends_.pop_front();
 }
 
-// One micro-batch goes through all virtual stages in order; each rank does its part when its turn comes.
-at::Tensor PipelineExecutor::logprobs(const MicroBatch& batch) {
-  at::Tensor x, result;
+// The rows go through all virtual stages in order; each rank does its part when its turn comes.
+at::Tensor PipelineExecutor::infer(const ModelInput& input, std::vector<KvCache>* caches) {
+  at::Tensor x;
   for (int stage = 0; stage < schedule_.virtual_stages(); ++stage) {
     const auto place = schedule_.place(stage);
     if (place.rank != rank_) continue;
-    Transformer& model = *chunks_[static_cast<size_t>(place.chunk)];
+    const auto chunk = static_cast<size_t>(place.chunk);
+    Transformer& model = *chunks_[chunk];
     if (stage > 0 && schedule_.place(stage - 1).rank != rank_) {
-      x = at::empty({model.local_rows(batch.input.rows()), model.config().hidden_size},
+      x = at::empty({model.local_rows(input.rows()), model.config().hidden_size},
                     at::TensorOptions(model.device()).dtype(model.scalar_type()));
-      link_from(stage - 1).recv(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/0, site("evaluate", stage, 0))->wait();
+      link_from(stage - 1).recv(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/0, site("infer", stage, 0))->wait();
     }
-    x = model.forward(x, batch.input);
-    if (stage + 1 == schedule_.virtual_stages()) {
-      result = model.logprobs(x, batch.targets_N);
-    } else if (schedule_.place(stage + 1).rank != rank_) {
+    x = model.forward(x, input, caches == nullptr ? nullptr : &(*caches)[chunk]);
+    if (stage + 1 < schedule_.virtual_stages() && schedule_.place(stage + 1).rank != rank_) {
       x = x.contiguous();
-      link_to(stage + 1).send(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/1, site("evaluate", stage + 1, 0))->wait();
+      link_to(stage + 1).send(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/1, site("infer", stage + 1, 0))->wait();
     }
   }
-  return result;
+  return head_rank() == rank_ ? x : at::Tensor();
 }
 
 }  // namespace hearth

@@ -36,9 +36,13 @@ class PipelineExecutor {
   };
   // Forward and backward of all micro-batches of a step. Gradients are of the sum of losses.
   Totals run(const NextMicroBatch& next, const Observer& observer);
-  // Log-probabilities of the targets of one micro-batch where this rank has the head, else undefined. Inference only; all
-  // pipeline ranks call it alike.
-  at::Tensor logprobs(const MicroBatch& batch);
+  // Rows through the whole model, without a graph: [n, D] after the final norm where this rank has the head, else
+  // undefined. `caches`: one per chunk of this rank, or null. All pipeline ranks call it alike.
+  at::Tensor infer(const ModelInput& input, std::vector<KvCache>* caches);
+  int head_rank() const { return schedule_.place(schedule_.virtual_stages() - 1).rank; }
+  Transformer& head_chunk() const {  // on the head's rank
+    return *chunks_[static_cast<size_t>(schedule_.place(schedule_.virtual_stages() - 1).chunk)];
+  }
 
  private:
   using Key = std::pair<int, int>;  // chunk, micro

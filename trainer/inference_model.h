@@ -1,0 +1,43 @@
+// A model that answers, under any layout: what eval, generate, export and the samples of a training run compute
+// with. The ranks of one data-parallel replica make the same calls and all get the results;
+// replicas know nothing of each other. Without a graph. Borrows everything. Not thread-safe.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "trainer/pipeline/pipeline_executor.h"
+
+namespace hearth {
+
+class InferenceModel {
+ public:
+  // The whole model on this rank.
+  explicit InferenceModel(Transformer& whole);
+  // `chunks`: of this pipeline rank, as `executor` has them. `pipeline`: the ranks of all stages in order;
+  // null for one.
+  InferenceModel(PipelineExecutor& executor, std::vector<Transformer*> chunks, Comm* pipeline);
+  ~InferenceModel();
+
+  // fp32 [N]: log p(target) per row, 0 where the target is -100.
+  at::Tensor token_logprobs(const ModelInput& input, const at::Tensor& targets_N);
+  // Keys and values of this rank's layers and heads, for one sequence of up to `capacity` tokens.
+  std::vector<KvCache> make_caches(int64_t capacity) const;
+  // Feeds the tokens of one sequence behind the caches (null: nothing is kept). fp32 [last, vocab_size] on the
+  // host: logits of the last `last` of them.
+  at::Tensor logits(const std::vector<int64_t>& ids, std::vector<KvCache>* caches, int64_t last);
+
+  const ModelConfig& config() const { return chunks_[0]->config(); }
+  at::Device device() const { return chunks_[0]->device(); }
+
+ private:
+  at::Tensor from_last_stage(at::Tensor values, std::string_view site);
+
+  std::unique_ptr<PipelineLinks> no_links_;  // of the executor below
+  std::unique_ptr<PipelineExecutor> own_executor_;
+  PipelineExecutor& executor_;
+  std::vector<Transformer*> chunks_;
+  Comm* pipeline_ = nullptr;
+};
+
+}  // namespace hearth
