@@ -7,6 +7,12 @@
 #include "trainer/optimizer/distributed_optimizer.h"
 
 namespace hearth {
+namespace {
+
+// The unit that backward uses after that of `layer`. The table's gradient needs no table.
+int64_t before(int64_t layer) { return layer > 0 ? layer : -1; }
+
+}  // namespace
 
 StateReplay::StateReplay(const ModelConfig& config, const ModelPartition& partition,
                          const StoreOptions& options, int64_t zero_stage, int64_t recompute_every_layers)
@@ -66,8 +72,7 @@ void StateReplay::gather(int64_t unit) {
 
 void StateReplay::use(int64_t unit, int64_t next) {
   gather(unit);
-  const bool backward = next < unit;
-  if (!(backward && next == 0)) gather(next);
+  gather(next);
 }
 
 void StateReplay::done(int64_t unit) {
@@ -120,12 +125,13 @@ void StateReplay::forward(int number) {
     use(0, 1);
     done(0);
   }
-  for (int64_t layer = part.first_layer; layer < part.first_layer + part.num_layers; ++layer) {
-    use(1 + layer, 2 + layer);
+  const int64_t last = part.first_layer + part.num_layers - 1;
+  for (int64_t layer = part.first_layer; layer <= last; ++layer) {
+    use(1 + layer, part.head && layer == last ? head_unit() : 2 + layer);
     done(1 + layer);
   }
   if (!part.head) return;
-  use(head_unit(), head_unit() + 1);
+  use(head_unit(), 1 + last);
   begin_gradient(head_table());  // head and loss form their gradients in forward
   done(head_unit());
 }
@@ -139,7 +145,7 @@ void StateReplay::layer_backward(int64_t layer, const std::function<void(const N
       for (const auto& stem : stems) names.push_back(stem + ".bias");
     return names;
   };
-  use(1 + layer, layer);
+  use(1 + layer, before(layer));
   linear(matrices({p + "mlp.down_proj"}, false));
   linear(matrices({p + "mlp.gate_proj", p + "mlp.up_proj"}, false));
   gradient({p + "post_attention_layernorm.weight"});
@@ -172,7 +178,7 @@ void StateReplay::backward(int number, int micro, bool deferred) {
     const int64_t begin = first + group * step, end = std::min(first + count, begin + step);
     if (every_layers_ > 0)
       for (int64_t layer = begin; layer < end; ++layer)
-        use(1 + layer, layer);  // rebuilt: stays for its backward
+        use(1 + layer, before(layer));  // rebuilt: stays for its backward
     for (int64_t layer = end - 1; layer >= begin; --layer) layer_backward(layer, linear);
   }
   if (part.embedding) gradient({"model.embed_tokens.weight"});

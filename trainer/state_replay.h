@@ -44,7 +44,7 @@ class StateReplay {
     int64_t pending = 0, per_cycle = 0;
   };
   using Names = std::vector<std::string>;
-  void use(int64_t unit, int64_t next);
+  void use(int64_t unit, int64_t next);  // `next` is fetched ahead; -1: nothing is
   void gather(int64_t unit);
   void done(int64_t unit);
   void begin_gradient(const std::string& name);

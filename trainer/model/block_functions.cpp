@@ -156,6 +156,7 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
     now_or_later(context, [dy, dy_all, input, w, &context] {
       LinearWeights matrix = w->attention_output;
+      context.events->before_gradient(matrix.parameters);
       if (matrix.bias_grad.defined()) matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
       matrix.bias_grad.reset();
       accumulate_weight_gradient(dy_all, input, matrix, context);
@@ -258,7 +259,7 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
                                const VocabWeights* head, double scale) {
     const ModelContext& context = *head->context;
     const LinearWeights& w = head->linear;
-    context.before_forward(head->unit);
+    context.before_loss(head->unit);
     context.events->before_gradient(w.parameters);
     const Tensor x_ND = context.rows.gather(x_nD, "tp.head.x").wait();
     const int64_t rows = x_ND.size(0);

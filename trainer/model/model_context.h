@@ -21,7 +21,6 @@ class WeightGradQueue {
   void run() {
     for (auto& gradient : std::exchange(gradients_, {})) gradient();
   }
-  bool empty() const { return gradients_.empty(); }
 
  private:
   std::vector<std::function<void()>> gradients_;
@@ -48,6 +47,7 @@ struct ModelContext {
   void before_forward(int64_t unit) const {
     events->before_use(unit, rebuilding ? UsePhase::Backward : UsePhase::Forward);
   }
+  void before_loss(int64_t unit) const { events->before_use(unit, UsePhase::Loss); }
   void after_forward(int64_t unit) const {
     if (!rebuilding) events->after_use(unit, UsePhase::Forward);
   }

@@ -7,7 +7,11 @@
 
 namespace hearth {
 
-enum class UsePhase { Forward, Backward };
+enum class UsePhase {
+  Forward,
+  Loss,  // the head, behind which backward begins
+  Backward
+};
 
 class ParameterEvents {
  public:
@@ -15,6 +19,8 @@ class ParameterEvents {
   // Around the use of a unit's weights (ParameterShard::unit). Uses of one unit do not nest.
   virtual void before_use(int64_t /*unit*/, UsePhase /*phase*/) {}
   virtual void after_use(int64_t /*unit*/, UsePhase /*phase*/) {}
+  // The unit is likely to be used next: while this rank waits for something else, its weights may come.
+  virtual void expect_use(int64_t /*unit*/) {}
   // The gradients of these parameters are about to be added to.
   virtual void before_gradient(const std::vector<int64_t>& /*parameters*/) {}
   // One finished contribution to the main_grad of each of these parameters.

@@ -163,6 +163,7 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
     for (const auto& w : blocks_) x = block(x, *w, input, rope);
   }
   if (!chunk_.head) return x;
+  context_.before_forward(1 + config_.num_hidden_layers);  // the norm is of the head's unit, also where the head is not
   x = rms_norm(x, final_norm_, context_);
   observe("norm", x);
   return x;

@@ -51,6 +51,11 @@ class Transformer {
   // For one sequence of up to `capacity` tokens through this chunk.
   KvCache make_cache(int64_t capacity) const;
 
+  // Before a wait for the chunk's input, or for the gradient of its output: what comes after the wait is told to the
+  // parameters' manager.
+  void expect_forward() const { context_.events->expect_use(chunk_.embedding ? 0 : 1 + chunk_.first_layer); }
+  void expect_backward() const { context_.events->expect_use(chunk_.first_layer + chunk_.num_layers); }
+
   // One chunk: [n, D] in (undefined for a chunk with the embedding) -> [n, D] out, after the final norm for a chunk with
   // the head.
   at::Tensor forward(const at::Tensor& x_nD, const ModelInput& input, KvCache* cache = nullptr);
@@ -59,9 +64,6 @@ class Transformer {
   // [rows, vocab_size] in the model's dtype, for inference.
   at::Tensor logits(const at::Tensor& hidden_nD);
   // fp32 [N]: log p(target) per row, 0 where the target is -100. Inference only; logits exist a chunk of rows at a time.
-  at::Tensor token_logprobs(const ModelInput& input, const at::Tensor& targets_N) {
-    return logprobs(hidden_states(input), targets_N);
-  }
   at::Tensor logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N);
   // Loss of a micro-batch: see linear_cross_entropy.
   LossResult loss(const ModelInput& input, const at::Tensor& targets_N, double scale) {

@@ -75,6 +75,11 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
     if (shards_gradients()) bucket.grad_shard = at::zeros({bucket.owned.count()}, options);
     plan_ranges(bucket);
   }
+  for (const Parameter& p : parameters.parameters()) {
+    if (p.spec.name != "model.norm.weight") continue;  // of the head's unit, on the head's rank
+    last_layer_unit_ = p.shard.unit - 1;
+    head_unit_ = parameters.contains("lm_head.weight") ? p.shard.unit : 0;
+  }
 }
 
 ElementRange DistributedOptimizer::in_bucket(int64_t parameter) const {
@@ -183,7 +188,7 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
   }
   bucket.pending = bucket.per_cycle;
   // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the same.
-  if (!parameters_.has_grads(bucket.index)) return;
+  if (!parameters_.has_grads(bucket.index) || bucket.reduction != nullptr) return;
   parameters_.memory().allocating(MemoryPart::Gradients, bucket.owned.count() * 4);
   bucket.incoming = at::empty({bucket.owned.count()}, bucket.grad_shard.options());
   bucket.reduction = comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
@@ -285,26 +290,29 @@ void DistributedOptimizer::finish_parameters() {
   }
 }
 
-// The unit that is used after `unit`, where this rank has it: its gather can start now.
-void DistributedOptimizer::prefetch(int64_t unit, UsePhase phase) {
-  const int64_t next = phase == UsePhase::Forward ? unit + 1 : unit - 1;
-  // The table's gradient needs no table, so backward does not fetch unit 0 ahead.
-  if (!parameters_.has_unit(next) || (phase == UsePhase::Backward && next == 0)) return;
-  for (const int64_t index : parameters_.buckets_of_unit(next)) {
-    BucketState& bucket = buckets_[static_cast<size_t>(index)];
-    if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index)) gather(bucket);
-  }
+// The unit that this rank uses after `unit`; one that it does not have where it cannot know.
+int64_t DistributedOptimizer::next_use(int64_t unit, UsePhase phase) const {
+  if (phase == UsePhase::Loss) return last_layer_unit_;
+  if (phase == UsePhase::Forward) return unit == last_layer_unit_ ? head_unit_ : unit + 1;
+  return unit > 1 ? unit - 1 : -1;  // the table's gradient needs no table
+}
+
+void DistributedOptimizer::expect_use(int64_t unit) {
+  if (!parameters_.has_unit(unit)) return;
+  for (const int64_t index : parameters_.buckets_of_unit(unit))
+    if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index))
+      gather(buckets_[static_cast<size_t>(index)]);
 }
 
 void DistributedOptimizer::before_use(int64_t unit, UsePhase phase) {
+  expect_use(unit);
   for (const int64_t index : parameters_.buckets_of_unit(unit)) {
     BucketState& bucket = buckets_[static_cast<size_t>(index)];
-    if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index)) gather(bucket);
     if (bucket.gather == nullptr) continue;
     bucket.gather->wait();
     bucket.gather.reset();
   }
-  if (zero_stage_ == 3) prefetch(unit, phase);
+  expect_use(next_use(unit, phase));
 }
 
 void DistributedOptimizer::after_use(int64_t unit, UsePhase) {

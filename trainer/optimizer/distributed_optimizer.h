@@ -60,6 +60,7 @@ class DistributedOptimizer : public ParameterEvents {
   void begin_step(const std::vector<int64_t>& uses, int64_t micro_batches);
   void before_use(int64_t unit, UsePhase phase) override;
   void after_use(int64_t unit, UsePhase phase) override;
+  void expect_use(int64_t unit) override;
   void before_gradient(const std::vector<int64_t>& parameters) override;
   void gradient_ready(const std::vector<int64_t>& parameters) override;
   // Waits for every bucket and adds what other parallel groups hold. Gradients are then sums over all ranks (of this
@@ -116,7 +117,7 @@ class DistributedOptimizer : public ParameterEvents {
   void reduce(BucketState& bucket);
   void retire(BucketState& bucket);
   void gather(BucketState& bucket);
-  void prefetch(int64_t unit, UsePhase phase);
+  int64_t next_use(int64_t unit, UsePhase phase) const;
   // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every bucket.
   void for_each_part(ElementRange BucketState::*range,
                      const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const;
@@ -130,6 +131,7 @@ class DistributedOptimizer : public ParameterEvents {
   int64_t zero_stage_;
   bool separate_masters_;  // the model computes in another dtype than fp32
   int64_t num_updates_ = 0;
+  int64_t head_unit_ = -1, last_layer_unit_ = -1;  // of this rank; the table's unit where the head is tied; -1: no head
   std::vector<BucketState> buckets_;
   std::vector<Summation> summations_;
   std::deque<size_t> in_flight_;  // stage 2, 3: buckets whose reduction is under way, oldest first

@@ -90,6 +90,7 @@ void PipelineExecutor::forward(Key key) {
   Transformer& model = *chunks_[static_cast<size_t>(chunk)];
   const MicroBatch& batch = micro_batch(micro);
   Activation& activation = activations_[key];
+  model.expect_forward();
   if (!model.chunk().embedding) activation.input = take(inputs_, key).detach().requires_grad_(true);
   at::Tensor out = model.forward(activation.input, batch.input);
   if (is_last(chunk)) {
@@ -117,6 +118,7 @@ void PipelineExecutor::backward(Key key, bool defer) {
   Transformer& model = *chunks_[static_cast<size_t>(chunk)];
   Activation& activation = activations_.at(key);
   if (defer) model.defer_weight_gradients(&activation.deferred);
+  model.expect_backward();
   if (is_last(chunk)) {
     activation.output.backward();
   } else {

@@ -49,7 +49,7 @@ ModelConfig model_config(Shape shape, int64_t layers) {
   m.num_key_value_heads = 4;  // eight tensor-parallel ranks share each between two
   m.max_position_embeddings = kSequence;
   m.tie_word_embeddings = shape == Shape::Tied;
-  m.attention_bias = m.qk_norm = shape == Shape::QkNormAndBias;
+  m.attention_bias = m.attention_output_bias = m.qk_norm = shape == Shape::QkNormAndBias;
   return m;
 }
 
