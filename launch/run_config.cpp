@@ -127,6 +127,14 @@ void batch_divides_over_ranks(const Layout& l, ConfigErrors& e) {
             l.mesh.describe());
 }
 
+void copies_divide_the_data_ranks(const Layout& l, ConfigErrors& e) {
+  const int64_t ranks = l.size(MeshAxis::Dp) * l.size(MeshAxis::Cp);
+  const int64_t copies = l.config.parallel.num_distributed_optimizer_instances;
+  e.require(copies > 0 && ranks % copies == 0, "parallel.num_distributed_optimizer_instances",
+            "must divide the data x context parallel ranks, {} x {} = {}, got {} ({})", l.size(MeshAxis::Dp),
+            l.size(MeshAxis::Cp), ranks, copies, l.mesh.describe());
+}
+
 void model_divides_over_tensor_ranks(const Layout& l, ConfigErrors& e) {
   check_tensor_parallel(l.config.model, l.size(MeshAxis::Tp), e);
 }
@@ -202,6 +210,7 @@ Mesh require_layout(const LoadedConfig& loaded, int world_size) {
   const Layout layout{loaded.config, Mesh::from_config(loaded.config.parallel, world_size)};
   ConfigErrors errors;
   batch_divides_over_ranks(layout, errors);
+  copies_divide_the_data_ranks(layout, errors);
   sequence_divides_over_context_ranks(layout, errors);
   rows_divide_for_sequence_parallel(layout, errors);
   schedule_takes_the_micro_batches(layout, errors);

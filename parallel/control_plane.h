@@ -32,7 +32,7 @@ class ControlPlane {
   // Everybody gets root's text.
   virtual std::string broadcast(std::string_view from_root, std::string_view site, int root = 0) = 0;
   virtual void barrier(std::string_view site) = 0;
-  // Deadline of the calls above, seconds.
+  // Deadline of the calls above, seconds; JobOptions::timeout_s until set. The same on all ranks.
   virtual void set_timeout(double timeout_s) = 0;
 
   // For a rank that is about to end because of `message`: waits at most `wait_s` for all others to come here

@@ -22,7 +22,8 @@ class Volume {
         pipeline_rank_(mesh.coordinate(rank, MeshAxis::Pp)),
         tensor_(mesh.size(MeshAxis::Tp)),
         context_(mesh.size(MeshAxis::Cp)),
-        data_(int64_t{mesh.size(MeshAxis::Dp)} * context_),
+        copies_(config.parallel.num_distributed_optimizer_instances),
+        shard_(int64_t{mesh.size(MeshAxis::Dp)} * context_ / copies_),
         micros_(schedule.micros),
         rows_(config.training.micro_batch_size * config.data.seq_length / context_),
         element_(size_bytes(dtype_from_config(config.precision.dtype).value_or(DType::F32))) {}
@@ -90,19 +91,20 @@ class Volume {
 
   // parallel/zero/README.md.
   int64_t gradients() const {
-    const int64_t once = moved(4 * elements(), data_);
+    const int64_t once = moved(4 * elements(), shard_);
     if (config_.parallel.zero_stage == 0) return 2 * once;
-    return config_.parallel.zero_stage == 1 ? once : micros_ * once;
+    const int64_t between_copies = 2 * moved(4 * elements() / shard_, copies_);
+    return (config_.parallel.zero_stage == 1 ? once : micros_ * once) + between_copies;
   }
   int64_t weights() const {
     if (config_.parallel.zero_stage == 0) return 0;
-    if (config_.parallel.zero_stage < 3) return moved(element_ * elements(), data_);
+    if (config_.parallel.zero_stage < 3) return moved(element_ * elements(), shard_);
     int64_t bytes = 0;
     for (const ParameterShard& shard : shards_) {
       const bool vector = shard.spec.shape.size() < 2;
       bytes += (vector ? 1 : micros_ * uses(shard)) * shard.storage_elements();
     }
-    return moved(element_ * bytes, data_);
+    return moved(element_ * bytes, shard_);
   }
   // Of a matrix in one micro-batch: layers in forward and in backward; the table where it is looked up, the head where
   // it makes logits and their gradients in one go.
@@ -121,7 +123,7 @@ class Volume {
 
   // After the data-parallel sum, each rank adds what it owns of it.
   int64_t replicated() const {
-    const int64_t owners = config_.parallel.zero_stage == 0 ? 1 : data_;
+    const int64_t owners = config_.parallel.zero_stage == 0 ? 1 : shard_;
     int64_t bytes = 0;
     for (const ParameterShard& shard : shards_) bytes += 2 * moved(4 * shard.storage_elements() / owners, sharers(shard));
     return bytes;
@@ -140,7 +142,8 @@ class Volume {
   ModelPartition partition_;
   std::vector<ParameterShard> shards_;
   int pipeline_rank_;
-  int64_t tensor_, context_, data_;  // sizes of the groups over which activations, sequences and gradients are shared
+  int64_t tensor_, context_;  // sizes of the groups over which activations and sequences are shared
+  int64_t copies_, shard_;    // data x context parallel ranks: so many copies of the state, each over so many ranks
   int64_t micros_, rows_, element_;
 };
 

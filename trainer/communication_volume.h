@@ -18,8 +18,8 @@ struct CommunicationVolume {
   int64_t tensor = 0;      // activations over the tensor-parallel group
   int64_t pipeline = 0;    // activations and their gradients to the neighbour stages
   int64_t context = 0;     // keys and values (ring), or rows for heads (all-to-all)
-  int64_t gradients = 0;   // over data x context parallel ranks
-  int64_t weights = 0;     // over the same: ZeRO 1 and 2 after the update, ZeRO 3 for each use
+  int64_t gradients = 0;   // over data x context parallel ranks, sharded copies among each other included
+  int64_t weights = 0;     // over those of one copy: ZeRO 1 and 2 after the update, ZeRO 3 for each use
   int64_t replicated = 0;  // gradients of what several ranks hold besides: norms and shared kv heads under tensor
                            // parallelism, a tied table on both ends of the pipeline
   int64_t total() const { return tensor + pipeline + context + gradients + weights + replicated; }

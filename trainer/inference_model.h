@@ -1,6 +1,7 @@
 // A model that answers, under any layout: what eval, generate, export and the samples of a training run compute
 // with. The ranks of one data-parallel replica make the same calls and all get the results;
-// replicas know nothing of each other. Without a graph. Borrows everything. Not thread-safe.
+// replicas know nothing of each other, unless parameters are sharded over them (zero_stage 3): then they make as many
+// calls of the same sizes. Without a graph. Borrows everything. Not thread-safe.
 #pragma once
 
 #include <memory>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/config_visit.h"
 #include "base/error.h"
 #include "trainer/device.h"
 #include "trainer/parallel_layout.h"
@@ -32,6 +33,22 @@ ParallelConfig answering_layout(ParallelConfig layout) {
   layout.zero_stage = 0;
   layout.num_distributed_optimizer_instances = 1;
   layout.sequence_parallel = false;  // a single row does not split
+  return layout;
+}
+
+ParallelConfig layout_of_all(const ModelConfig& model, int ranks) {
+  ParallelConfig layout = answering_layout({});
+  for (int copies = 1; copies <= ranks; ++copies)
+    for (int tensor = ranks / copies; tensor >= 1; --tensor) {
+      if (ranks % (copies * tensor) != 0) continue;
+      const int64_t stages = ranks / (copies * tensor);
+      ConfigErrors errors;
+      check_tensor_parallel(model, tensor, errors);
+      if (!errors.empty() || stages > model.num_hidden_layers) continue;
+      layout.tensor_model_parallel_size = tensor;
+      layout.pipeline_model_parallel_size = stages;
+      return layout;
+    }
   return layout;
 }
 

@@ -17,6 +17,9 @@ namespace hearth {
 // Tensor and pipeline sizes of `layout`, as a training has them. What only a training needs becomes plain: one chunk a
 // rank, nothing sharded; the ranks that would share a sequence are replicas like the data-parallel ones.
 ParallelConfig answering_layout(ParallelConfig layout);
+// One copy of the model on all of `ranks`: as many tensor-parallel ranks as its shape takes, the rest pipeline stages.
+// Where that cannot be, several copies.
+ParallelConfig layout_of_all(const ModelConfig& model, int ranks);
 
 struct ModelShare {
   std::unique_ptr<ParallelGroups> groups;

@@ -41,7 +41,6 @@ struct ParallelGroups {
   int coordinate(MeshAxis axis) const { return mesh.coordinate(rank, axis); }
   Comm& shards() const { return shard ? *shard : *data; }
   Comm& everyone() const { return world ? *world : *data; }
-  bool tied_ends_apart() const { return tied_embedding != nullptr; }
   // Sets the compute stream of every communicator.
   void set_compute_stream(StreamHandle stream);
 };

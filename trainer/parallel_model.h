@@ -37,14 +37,14 @@ class ParallelModel {
 
   // What this rank found, to be summed over ranks.
   struct LocalSums {
-    at::Tensor loss_sum;       // fp32 scalar on the device; 0 on ranks whose loss another rank counts
+    at::Tensor loss_sum;       // scalar on the device; 0 on ranks whose loss another rank counts
     int64_t valid_tokens = 0;  // 0 there too
     at::Tensor squared_norm;   // fp64 [1] on the device
   };
-  // Forward and backward of a step of `micro_batches` micro-batches; gradients are then sums over all ranks.
+  // Forward and backward of a step; gradients are then sums over all ranks.
   LocalSums forward_backward(const PipelineExecutor::NextMicroBatch& next,
                              const PipelineExecutor::Observer& observer);
-  // Sum of log-probabilities of a micro-batch's targets, no gradients.
+  // Sum of losses of a micro-batch, no gradients.
   LocalSums evaluate(const MicroBatch& batch);
   // The same weights, for generation; the ranks of a replica use it alike.
   InferenceModel inference();
@@ -57,7 +57,6 @@ class ParallelModel {
   // Of this pipeline rank, in the order of the schedule's chunks; at least one.
   Transformer& chunk(size_t index) { return *chunks_[index]; }
   size_t num_chunks() const { return chunks_.size(); }
-  PipelineExecutor& executor() { return *executor_; }
   at::Device device() const { return device_; }
 
  private:

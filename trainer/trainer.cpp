@@ -180,7 +180,8 @@ ValidationMetrics Trainer::validate(int64_t step) {
   return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens)};
 }
 
-// A short continuation of nothing, so that people see the model learn. All replicas make the same one.
+// A short continuation of nothing, so that people see the model learn. All replicas make one, with as many calls whatever
+// they draw: under zero_stage 3 each call gathers weights over all of them.
 void Trainer::write_sample(int64_t step) {
   const auto start_id = in_.tokenizer->bos_id() ? in_.tokenizer->bos_id() : in_.tokenizer->eos_id();
   if (!start_id) return;
@@ -188,11 +189,12 @@ void Trainer::write_sample(int64_t step) {
   options.max_new_tokens = 48;
   options.sampling = {.temperature = 0.8, .top_p = 0.95};
   options.seed = static_cast<uint64_t>(in_.config.training.seed + step);
-  if (in_.tokenizer->eos_id()) options.eos_ids = {*in_.tokenizer->eos_id()};
   const std::vector<int32_t> prompt{*start_id};
   InferenceModel model = model_.inference();
-  const Generation sample = generate(model, prompt, options, {});
+  Generation sample = generate(model, prompt, options, {});
   if (!is_root_) return;
+  if (const auto eos = in_.tokenizer->eos_id())
+    sample.ids.erase(std::find(sample.ids.begin(), sample.ids.end(), *eos), sample.ids.end());
   const nlohmann::json line{{"step", step}, {"text", in_.tokenizer->decode(sample.ids, DecodeSpecial::Skip)}};
   JsonlWriter(in_.fs, in_.config.checkpoint.save + "/samples.jsonl", step)
       .write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
@@ -225,6 +227,10 @@ std::string Trainer::state_json() const {
 void Trainer::save(int64_t step) {
   if (step == last_saved_step_) return;
   state_.ledger = stream_->ledger_after(state_.consumed_samples);
+  HEARTH_CHECK(in_.control.vote(model_.optimizer().masters_are_finite(), "", "checkpoint.finite"), Numeric,
+               "step {}: a parameter is not finite; nothing is saved over the last good checkpoint. Lower optimizer.lr and "
+               "start again from there",
+               step);
   const auto slices = model_.optimizer().state_slices();
   std::vector<TensorPiece> pieces;
   for (const StateSlice& slice : slices) {

@@ -1,4 +1,4 @@
-// hearth doctor: what a bug report starts with. Looks, tries one collective, and ends with 0 when a run could
+// hearth doctor: what a bug report starts with. Looks, tries a collective, and ends with 0 when a run could
 // start.
 #include <torch/version.h>
 
@@ -7,19 +7,22 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "data/hdf5_version.h"
 #include "launch/build_info.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/experiment.h"
 #include "launch/config_parser.h"
 #include "launch/folder_probe.h"
 #include "launch/run_config.h"
 #include "parallel/binding.h"
 #include "parallel/device_info.h"
 #include "parallel/placement.h"
+#include "parallel/self_test.h"
+#include "trainer/device.h"
 
 namespace hearth {
 namespace {
@@ -94,17 +97,24 @@ Mesh layout(const DoctorOptions& options, CommandContext& context) {
 }
 
 // Collective. Sums 1 + 2 + ... + N over all ranks in host memory: the path that votes and CPU training take.
-Json try_collective(Job& job) {
-  const int ranks = job.control->world_size();
-  std::vector<int> all(static_cast<size_t>(ranks));
-  std::iota(all.begin(), all.end(), 0);
-  const auto comm = make_comm(job, {"doctor", all, std::nullopt, std::nullopt});
-  float value = static_cast<float>(job.control->rank() + 1);
-  comm->all_reduce(&value, 1, DType::F32, ReduceOp::Sum, "doctor.all_reduce")->wait();
-  const float expected = static_cast<float>(ranks) * static_cast<float>(ranks + 1) / 2;
-  HEARTH_CHECK(value == expected, Peer, "all_reduce over {} ranks gave {}, expected {}", ranks, value,
-               expected);
-  return {{"backend", comm->backend()}, {"ranks", ranks}, {"ok", true}};
+Json collective_json(const CollectiveCheck& check) {
+  return {{"backend", check.backend},
+          {"ranks", check.ranks},
+          {"bytes", check.size_bytes},
+          {"milliseconds", 1e3 * check.seconds},
+          {"ok", true}};
+}
+
+// In host memory, and between devices where every rank has one.
+Json try_collectives(CommandContext& context) {
+  Json checks = Json::array({collective_json(check_collective(context.job, std::nullopt))});
+  ControlPlane& control = *context.job.control;
+  const at::Device device = select_device(DeviceChoice::Auto, control.local_rank());
+  if (!control.vote(device.is_cuda(), "", "doctor.devices")) return checks;
+  Log log({.rank = control.rank(), .world_size = control.world_size()});
+  share_device(context, device, log);
+  checks.push_back(collective_json(check_collective(context.job, device.index())));
+  return checks;
 }
 
 void print_text(const Json& report) {
@@ -134,9 +144,10 @@ void print_text(const Json& report) {
       folder["fsync_ms"].get<double>(), static_cast<double>(folder["free_bytes"].get<int64_t>()) / (1 << 30),
       folder["trouble"].get<std::string>().empty() ? std::string()
                                                    : "; " + folder["trouble"].get<std::string>());
-  std::cout << fmt::format("{:<14} all_reduce over {} ranks ({}): right\n", "collective",
-                           report["collective"]["ranks"].get<int>(),
-                           report["collective"]["backend"].get<std::string>());
+  for (const auto& check : report["collectives"])
+    std::cout << fmt::format("{:<14} all_reduce over {} ranks ({}): right, {:.3f} ms for {} bytes\n", "collective",
+                             check["ranks"].get<int>(), check["backend"].get<std::string>(),
+                             check["milliseconds"].get<double>(), check["bytes"].get<int64_t>());
   std::cout << (report["ok"].get<bool>() ? "a run could start here\n" : "a run could not start here\n");
 }
 
@@ -146,7 +157,7 @@ void run_doctor(const DoctorOptions& options, CommandContext& context) {
   const CudaDevices devices = cuda_devices();
   const auto places =
       gather_places(control, device_of(control.local_rank(), static_cast<int>(devices.devices.size())));
-  const Json collective = try_collective(context.job);
+  const Json collectives = try_collectives(context);
   const FolderProbe probe = probe_folder(context.fs, options.folder);
   std::vector<std::string> unusable;
   const bool ok = control.vote(probe.usable(), probe.trouble, "doctor.folder", &unusable);
@@ -161,7 +172,7 @@ void run_doctor(const DoctorOptions& options, CommandContext& context) {
                        {"devices", devices_json(devices)},
                        {"no_devices_because", devices.why_none},
                        {"folder", folder_json(probe)},
-                       {"collective", collective}};
+                       {"collectives", collectives}};
   if (options.json) {
     std::cout << report.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
   } else {

@@ -84,18 +84,18 @@ EvaluationTotals sum_over_replicas(const EvaluationTotals& mine, const LoadedMod
 }
 
 // Replicas take blocks of documents in turn, so that per-token lines come in the order of documents with a bounded number
-// of them in memory.
+// of them in memory. They meet after every document of a block: no deadline sees more than one document of difference.
 EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, const Documents& documents,
                        CommandContext& context) {
-  constexpr int64_t kBlock = 64;
+  const int64_t block = std::clamp<int64_t>((documents.count + model.num_replicas() - 1) / model.num_replicas(), 1, 64);
   ControlPlane& control = *context.job.control;
   std::unique_ptr<WritableFile> per_token;
   if (!options.per_token.empty() && control.rank() == 0) per_token = context.fs.create(options.per_token, CreateMode::Truncate);
   EvaluationTotals totals;
-  for (int64_t round = 0; round < documents.count; round += kBlock * model.num_replicas()) {
+  for (int64_t round = 0; round < documents.count; round += block * model.num_replicas()) {
     if (round > 0 && control.rank() == 0) fmt::print(stderr, "eval: {} of {} documents\n", round, documents.count);
-    int64_t index = round + kBlock * model.replica();
-    const int64_t end = std::min(index + kBlock, documents.count);
+    int64_t index = round + block * model.replica(), meetings = 0;
+    const int64_t end = std::min(index + block, documents.count);
     const auto next = [&]() -> std::optional<std::vector<int32_t>> {
       if (index >= end) return std::nullopt;
       return documents.get(index++);
@@ -103,7 +103,10 @@ EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, con
     std::string lines;
     add(totals, evaluate(*model.inference, next, [&](const DocumentScore& document) {
           if (!options.per_token.empty() && model.speaks_for_replica()) lines += per_token_line(document);
+          control.barrier("eval.document");
+          ++meetings;
         }));
+    for (; meetings < block; ++meetings) control.barrier("eval.document");
     if (options.per_token.empty()) continue;
     std::vector<std::pair<int, std::string>> blocks;
     const auto texts = control.all_gather(lines, "eval.per_token");
@@ -121,12 +124,16 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
   HEARTH_REQUIRE(options.data.empty() != options.text.empty(), "give one of --data DIR and --text FILE");
   ControlPlane& control = *context.job.control;
   Log log({.rank = control.rank(), .world_size = control.world_size()});
-  const ParallelConfig layout = answering_layout(parse_parallel_overrides(options.model.overrides));
+  ModelBundle bundle = open_model(context.fs, control, log, options.model.model);
+  // One document is one rank's work, so all ranks share the model; else each rank that it fits is a replica.
+  const ParallelConfig alone = answering_layout({}), shared = layout_of_all(bundle.config, control.world_size());
+  const ParallelConfig layout =
+      layout_to_answer(options.model.overrides, options.text.empty() ? alone : shared, control, log);
   const at::Device device =
       take_device(options.model.device, Mesh::from_config(layout, control.world_size()), context).device;
   share_device(context, device, log);
-  const LoadedModel model = load_model(open_model(context.fs, control, log, options.model.model),
-                                       options.model.parsed_dtype(), device, context.job, layout);
+  const LoadedModel model =
+      load_model(std::move(bundle), options.model.parsed_dtype(), device, context.job, layout);
   const Documents documents = options.text.empty() ? dataset_documents(options, model, context)
                                                    : text_document(options, model, context);
   const EvaluationTotals totals = score(options, model, documents, context);

@@ -9,8 +9,8 @@
 #include "base/log.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/model_options.h"
 #include "launch/commands/transfer_progress.h"
-#include "launch/config_parser.h"
 #include "parallel/mesh.h"
 #include "trainer/interchange/export_model.h"
 #include "trainer/loaded_model.h"
@@ -25,16 +25,6 @@ struct Arguments {
   std::vector<std::string> overrides;
   bool overwrite = false;
 };
-
-// How the ranks share the model when logits are compared: as --set says, else as a pipeline of as many as have a layer.
-ParallelConfig layout_for_logits(const Arguments& arguments, const ModelConfig& model, int world_size) {
-  ParallelConfig layout = answering_layout(parse_parallel_overrides(arguments.overrides));
-  if (!arguments.overrides.empty()) return layout;
-  int stages = world_size;
-  while (world_size % stages != 0 || stages > model.num_hidden_layers) --stages;
-  layout.pipeline_model_parallel_size = stages;
-  return layout;
-}
 
 // The ranks of this host hold their shares in fp32. Where that is more than half of the free memory of some host, the
 // model is exported all the same, on the strength of its configuration and of every tensor having been read back equal.
@@ -53,7 +43,8 @@ void run(const Arguments& arguments, CommandContext& context) {
   while (output.size() > 1 && output.ends_with('/')) output.pop_back();
   const ModelBundle model = open_model(context.fs, control, log, arguments.model);
   TransferProgress progress(context, "export");
-  const ParallelConfig layout = layout_for_logits(arguments, model.config, control.world_size());
+  const ParallelConfig layout =
+      layout_to_answer(arguments.overrides, layout_of_all(model.config, control.world_size()), control, log);
   require_tensor_parallel(model.config, Mesh::from_config(layout, control.world_size()).size(MeshAxis::Tp));
   LogitsFunction logits;
   if (fits_in_memory(model.config, layout, control)) {
@@ -95,8 +86,8 @@ void add_export_command(CLI::App& parent, CommandContext& context) {
       ->required();
   app->add_option("--dtype", arguments->dtype, "bf16, fp32 or fp16; default: as stored");
   app->add_option("--set", arguments->overrides,
-                  "parallel.key=value: how ranks share the model when logits are compared (default under mpirun: as a "
-                  "pipeline); repeatable")
+                  "parallel.key=value: how ranks share the model when logits are compared (default: all of them "
+                  "one copy); repeatable")
       ->allow_extra_args(false);
   app->add_flag("--overwrite", arguments->overwrite,
                 "Replace the model that --output holds, once the new one is checked");

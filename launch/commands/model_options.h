@@ -1,4 +1,4 @@
-// The flags that eval and generate share: --device, --dtype and --set parallel.*.
+// The flags that verbs which compute with a model share: --device, --dtype and --set parallel.*.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -7,9 +7,19 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "parallel/control_plane.h"
+#include "parallel/parallel_config.h"
 #include "trainer/device.h"
 
 namespace hearth {
+
+// How ranks share a model that answers: `--set parallel.key=value` of a verb, or `otherwise` where there are none. Keys
+// that only a training needs are named on standard error: a layout can be given as an experiment file has it. Collective;
+// the deadline counts from here on.
+ParallelConfig layout_to_answer(const std::vector<std::string>& overrides, const ParallelConfig& otherwise,
+                                ControlPlane& control, Log& log);
 
 struct ModelOptions {
   std::string model;

@@ -105,8 +105,8 @@ void print_json(const std::vector<RankOverlap>& ranks) {
 
 void print_table(const std::vector<RankOverlap>& ranks) {
   const auto [rows, steps] = sum_over_ranks(ranks);
-  std::cout << fmt::format("communication of {} ranks, {} steps each: mean of a step of a rank\n",
-                           ranks.size(), ranks.front().trace.steps);
+  std::cout << fmt::format("communication of {} ranks, {} traced steps in all: mean of a step of a rank\n",
+                           ranks.size(), steps);
   std::cout << fmt::format("{:<22} {:>8} {:>11} {:>11} {:>8} {:>11}\n", "kind", "calls", "time ms",
                            "covered ms", "covered", "exposed ms");
   for (const KindOverlap& row : rows)

@@ -88,13 +88,8 @@ void require_agreement_on_run(CommandContext& context, const LoadedConfig& loade
 // while it ends.
 void explain_hangs(CommandContext& context, const std::string& save, const Mesh& mesh) {
   HangOptions options{.folder = save + "/.hang", .places = {}, .print = {}, .told_to_end = {}};
-  for (int rank = 0; rank < mesh.world_size(); ++rank) {
-    std::string place;
-    for (const MeshAxis axis : {MeshAxis::Pp, MeshAxis::Dp, MeshAxis::Cp, MeshAxis::Ep, MeshAxis::Tp})
-      if (mesh.size(axis) > 1)
-        place += fmt::format("{}{} {}", place.empty() ? "" : " ", name(axis), mesh.coordinate(rank, axis));
-    options.places.push_back(place);
-  }
+  for (int rank = 0; rank < mesh.world_size(); ++rank) options.places.push_back(describe_coordinates(mesh, rank));
+  if (context.job.control->rank() == 0) context.fs.remove_all(save + "/log/hang_report.txt");  // of an earlier attempt
   options.print = [&fs = context.fs, file = save + "/log/hang_report.txt"](std::string_view page) {
     std::cerr << page << std::flush;
     fs.write_atomically(file, page);
@@ -258,6 +253,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
     return;
   }
   require_one_tokenizer(data);
+  control.set_timeout(loaded.config.parallel.collective_timeout_s);
   run_training(options, loaded, mesh, std::move(data), std::move(init_from), context, log);
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "parallel/context/block_attention.h"
+#include "parallel/tensor/tensor_dtype.h"
 
 namespace hearth::context {
 namespace {
@@ -18,7 +19,7 @@ using torch::autograd::variable_list;
 // [P, ...]: entry i goes to rank i, and the entry for this rank of rank i comes back at i.
 Tensor exchange(const Tensor& by_rank, Comm& cp, std::string_view site) {
   const Tensor out = by_rank.contiguous(), in = at::empty_like(out);
-  cp.all_to_all(out.const_data_ptr(), in.data_ptr(), out.numel() / cp.size(), comm_dtype(out), site)->wait();
+  cp.all_to_all(out.const_data_ptr(), in.data_ptr(), out.numel() / cp.size(), dtype_of(out), site)->wait();
   return in;
 }
 

@@ -26,22 +26,6 @@ AttentionCall kept_call(torch::autograd::AutogradContext* ctx) {
   return static_cast<const KeptCall*>(capsule.get())->call;
 }
 
-DType comm_dtype(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return DType::F64;
-    case at::kFloat:
-      return DType::F32;
-    case at::kHalf:
-      return DType::F16;
-    case at::kBFloat16:
-      return DType::BF16;
-    default:
-      fail(ErrorKind::Usage, "context attention: no activations of type {}",
-           at::toString(tensor.scalar_type()));
-  }
-}
-
 std::string shape_text(const at::Tensor& tensor) {
   return fmt::format("[{}]", fmt::join(tensor.sizes().begin(), tensor.sizes().end(), ", "));
 }

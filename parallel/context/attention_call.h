@@ -6,7 +6,6 @@
 
 #include <string>
 
-#include "base/dtype.h"
 #include "parallel/context/context_attention.h"
 
 namespace hearth::context {
@@ -23,7 +22,6 @@ void keep_call(torch::autograd::AutogradContext* ctx, const AttentionCall& call)
 // Valid as long as `ctx`.
 AttentionCall kept_call(torch::autograd::AutogradContext* ctx);
 
-DType comm_dtype(const at::Tensor& tensor);
 std::string shape_text(const at::Tensor& tensor);  // "[8, 12, 64]"
 
 }  // namespace hearth::context

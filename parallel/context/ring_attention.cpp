@@ -10,6 +10,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "parallel/context/block_attention.h"
+#include "parallel/tensor/tensor_dtype.h"
 
 namespace hearth::context {
 namespace {
@@ -28,8 +29,8 @@ class Rotation {
   // lets happen.
   Rotation(Comm& cp, const Tensor& out, Tensor& in, std::string_view site) {
     const int size = cp.size(), next = (cp.rank() + 1) % size, previous = (cp.rank() + size - 1) % size;
-    const auto send = [&] { return cp.send(out.const_data_ptr(), out.numel(), comm_dtype(out), next, site); };
-    const auto receive = [&] { return cp.recv(in.data_ptr(), in.numel(), comm_dtype(in), previous, site); };
+    const auto send = [&] { return cp.send(out.const_data_ptr(), out.numel(), dtype_of(out), next, site); };
+    const auto receive = [&] { return cp.recv(in.data_ptr(), in.numel(), dtype_of(in), previous, site); };
     const bool sends_first = cp.rank() % 2 == 0;
     first_ = sends_first ? send() : receive();
     second_ = sends_first ? receive() : send();

@@ -3,22 +3,9 @@
 #include <ATen/ops/empty.h>
 
 #include "base/error.h"
+#include "parallel/tensor/tensor_dtype.h"
 
 namespace hearth {
-namespace {
-
-DType wire_dtype(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble: return DType::F64;
-    case at::kFloat: return DType::F32;
-    case at::kHalf: return DType::F16;
-    case at::kBFloat16: return DType::BF16;
-    default: fail(ErrorKind::Usage, "tensor parallelism moves floating-point rows only");
-  }
-}
-
-}  // namespace
-
 at::Tensor PendingRows::wait() {
   if (work_ != nullptr) {
     work_->wait();
@@ -39,7 +26,7 @@ PendingRows RowCollectives::gather(const at::Tensor& rows_ND, std::string_view s
   if (!splits_rows()) return PendingRows(rows_ND);
   const at::Tensor send = rows_ND.contiguous();
   at::Tensor all = at::empty({send.size(0) * size(), send.size(1)}, send.options());
-  WorkPtr work = comm_->all_gather(send.data_ptr(), all.data_ptr(), send.numel(), wire_dtype(send), site);
+  WorkPtr work = comm_->all_gather(send.data_ptr(), all.data_ptr(), send.numel(), dtype_of(send), site);
   return {send, std::move(all), std::move(work)};
 }
 
@@ -47,11 +34,11 @@ PendingRows RowCollectives::sum(const at::Tensor& rows_ND, std::string_view site
   if (size() == 1) return PendingRows(rows_ND);
   const at::Tensor send = rows_ND.contiguous();
   if (!splits_rows()) {
-    WorkPtr work = comm_->all_reduce(send.data_ptr(), send.numel(), wire_dtype(send), ReduceOp::Sum, site);
+    WorkPtr work = comm_->all_reduce(send.data_ptr(), send.numel(), dtype_of(send), ReduceOp::Sum, site);
     return {send, send, std::move(work)};
   }
   at::Tensor mine = at::empty({local_rows(send.size(0)), send.size(1)}, send.options());
-  WorkPtr work = comm_->reduce_scatter(send.data_ptr(), mine.data_ptr(), mine.numel(), wire_dtype(send), site);
+  WorkPtr work = comm_->reduce_scatter(send.data_ptr(), mine.data_ptr(), mine.numel(), dtype_of(send), site);
   return {send, std::move(mine), std::move(work)};
 }
 
@@ -61,7 +48,7 @@ at::Tensor RowCollectives::gather_all(const at::Tensor& values, std::string_view
   auto shape = send.sizes().vec();
   shape.insert(shape.begin(), size());
   at::Tensor all = at::empty(shape, send.options());
-  comm_->all_gather(send.data_ptr(), all.data_ptr(), send.numel(), wire_dtype(send), site)->wait();
+  comm_->all_gather(send.data_ptr(), all.data_ptr(), send.numel(), dtype_of(send), site)->wait();
   return all;
 }
 

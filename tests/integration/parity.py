@@ -46,9 +46,11 @@ def main():
         text = parity(2, [f"{TP}=2"], [f"{PP}=2"]).stdout
         report.check("the text says same last", text.rstrip().endswith("same"), text)
         print(text)
-        refused = parity(2, ["data.seq_length=32"], [])
-        report.check("sides of different batches are refused", refused.returncode == 2 and "same samples" in refused.stderr,
-                     f"code {refused.returncode} {refused.stderr[-300:]}")
+        for b, says in [("data.seq_length=32", "same samples"), ("model.intermediate_size=192", "same parameters"),
+                        ("model.tie_word_embeddings=false", "same parameters")]:
+            refused = parity(2, [], [b])
+            report.check(f"refused: {b}", refused.returncode == 2 and says in refused.stderr,
+                         f"code {refused.returncode} {refused.stderr[-300:]}")
     report.finish()
 
 

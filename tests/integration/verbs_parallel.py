@@ -50,6 +50,11 @@ def check_eval(report, workspace, run, on):
         return json.loads(done.stdout), read_lines(workspace.path(f"{run}.{name}.jsonl"))
 
     want, want_lines = evaluate("one", 0, {})
+    texts = [json.loads(hearth(["eval", f"runs/{run}", "--text", "docs.jsonl", "--json", *on], workspace.folder, ranks=ranks).stdout)
+             for ranks in (0, 4)]
+    difference = abs(texts[1]["loss"] - texts[0]["loss"]) / texts[0]["loss"]
+    report.check(f"{run} eval of a text on all ranks", difference <= MEAN and texts[0]["num_tokens"] == texts[1]["num_tokens"],
+                 f"{difference:.1e}")
     for name, ranks, layout in EVAL_LAYOUTS:
         got, lines = evaluate(name, ranks, layout)
         difference = abs(got["loss"] - want["loss"]) / want["loss"]
@@ -67,7 +72,7 @@ def check_generate(report, workspace, run, on):
 
     greedy, drawn = generate(0, {}, "--temperature", 0), generate(0, {}, *DRAWN)
     report.check(f"{run} generate: draws differ from greedy", greedy != drawn)
-    for name, ranks, layout in [*LAYOUTS, ("all ranks tensor parallel", 2, {})]:
+    for name, ranks, layout in [*LAYOUTS, ("all ranks", 8, {})]:
         report.check(f"{run} generate {name}: greedy", generate(ranks, layout, "--temperature", 0) == greedy)
         report.check(f"{run} generate {name}: drawn", generate(ranks, layout, *DRAWN) == drawn)
 
@@ -85,7 +90,7 @@ def check_transfer(report, workspace, run):
         return workspace.path(f"{run}.{name}")
 
     want = published("one", 0, {})
-    for name, ranks, layout in [("pipeline", 4, {}), ("replicas", 8, {}), ("as_trained", 4, TRAINING)]:
+    for name, ranks, layout in [("all_ranks", 4, {}), ("eight_ranks", 8, {}), ("pipeline", 2, {PP: 2}), ("as_trained", 4, TRAINING)]:
         report.check(f"{run} export {name}: the same files", same_files(published(name, ranks, layout), want))
     hearth(["import", f"{run}.one", "--output", f"{run}.ckpt"], workspace.folder, ranks=4)
     hearth(["export", f"{run}.ckpt", "--output", f"{run}.again"], workspace.folder)

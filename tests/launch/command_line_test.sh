@@ -41,13 +41,13 @@ grep -q 'a run could start here' "$folder/doctor" || wrong "doctor's verdict"
 "$hearth" doctor --json --folder "$folder" | "${HEARTH_PYTHON:-python3}" -c '
 import json, sys
 report = json.load(sys.stdin)
-assert report["ok"] and report["collective"]["ok"] and report["folder"]["writable"], report
+assert report["ok"] and report["collectives"][0]["ok"] and report["folder"]["writable"], report
 assert report["versions"]["mpi"] and report["versions"]["hdf5"] and report["versions"]["libtorch"], report
 ' || wrong "doctor --json"
 "$mpirun" 2 "$hearth" doctor --json --folder "$folder" 2>/dev/null | "${HEARTH_PYTHON:-python3}" -c '
 import json, sys
 report = json.load(sys.stdin)
-assert report["collective"] == {"backend": "mpi", "ranks": 2, "ok": True} and len(report["ranks"]) == 2, report
+assert report["collectives"][0]["backend"] == "mpi" and report["collectives"][0]["ranks"] == 2 and len(report["ranks"]) == 2, report
 ' || wrong "doctor on two ranks"
 # The map of ranks: tp is the fastest axis, so neighbours share a tensor-parallel group.
 "$mpirun" 4 "$hearth" doctor --folder "$folder" --set parallel.tensor_model_parallel_size=2 \

@@ -45,7 +45,7 @@ class Counter : public FlightRecorder::Observer {
  private:
   static std::string kind(const std::string& group, const std::string& site) {
     if (site.rfind("grad.sum.", 0) == 0) return "replicated";
-    if (group == "dp") return site.rfind("grad.", 0) == 0 ? "gradients" : "weights";
+    if (group.rfind("dp", 0) == 0) return site.rfind("grad.", 0) == 0 ? "gradients" : "weights";
     return group;
   }
   std::map<std::string, int64_t> sizes_, bytes_;
@@ -62,6 +62,8 @@ Counted one_step(const testing::Layout& layout, const testing::RunOptions& optio
                                              {"pp", 2},
                                              {"cp", layout.cp},
                                              {"dp", layout.dp * layout.cp},
+                                             {"dp.shard", layout.dp * layout.cp / layout.instances},
+                                             {"dp.replica", layout.instances},
                                              {"kv", local_heads(config.model, layout.tp, 0).replicas},
                                              {"embd", 2}};
   Counted out{};
@@ -85,7 +87,7 @@ Counted one_step(const testing::Layout& layout, const testing::RunOptions& optio
 }
 
 // Elements that the buckets of a rank hold, padding included, over those that the formula counts.
-double padding(const ExperimentConfig& config, const std::vector<ParameterShard>& shards, int data_ranks) {
+double padding(const ExperimentConfig& config, const std::vector<ParameterShard>& shards, int64_t data_ranks) {
   const ParameterStore store(shards, {.dtype = DType::F32,
                                       .device = at::kCPU,
                                       .gradients = WithGradients::No,
@@ -127,7 +129,7 @@ void check(const testing::Layout& layout, const testing::RunOptions& options) {
                  what << ": counted " << count << ", expected " << least << " to " << most);
     };
     // Each call's share is rounded down by less than a byte per rank; there are far fewer than 1000 calls.
-    const double padded = padding(config, shards, layout.dp * layout.cp), rounding = 1000;
+    const double padded = padding(config, shards, layout.dp * layout.cp / layout.instances), rounding = 1000;
     const auto gradients = static_cast<double>(formula.gradients), weights = static_cast<double>(formula.weights);
     // From stage 2 on the formula is an upper bound: it is met where one micro-batch at a time is in flight.
     const int64_t shared = layout.zero_stage >= 2 && layout.pp > 1 ? schedule.micros : 1;
@@ -163,6 +165,8 @@ BOOST_AUTO_TEST_CASE(formulas_equal_what_is_sent) {
                {.tp = 2, .cp = 2, .zero_stage = 1, .shape = Shape::QkNormAndBias},
                {.pp = 2, .dp = 2, .zero_stage = 2, .schedule = "dualpipev"},
                {.tp = 2, .dp = 2, .zero_stage = 3},
+               {.dp = 4, .zero_stage = 1, .instances = 2},
+               {.cp = 2, .dp = 2, .zero_stage = 3, .instances = 2},
                {.cp = 4, .recompute = "full"}};
   if (ranks == 8) layouts = {{.tp = 8}, {.tp = 2, .pp = 2, .cp = 2, .schedule = "zb_h1"}};
   for (const Layout& layout : layouts) check(layout, {});

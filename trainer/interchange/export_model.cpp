@@ -295,9 +295,10 @@ class Exporter {
 
   void compare_logits() {
     if (!options_.logits) return;
-    const ModelBundle written = open_model(fs_, partial_);
+    std::optional<ModelBundle> written;
+    together("export.reopen", [&] { written = open_model(fs_, partial_); });
     const std::vector<float> want = options_.logits(model_.config, source_, prompt());
-    const std::vector<float> got = options_.logits(written.config, *written.tensors, prompt());
+    const std::vector<float> got = options_.logits(written->config, *written->tensors, prompt());
     together("export.logits", [&] {
       if (root()) require_equal_logits(want, got);
     });

@@ -82,16 +82,6 @@ at::ScalarType torch_dtype(DType dtype) {
   }
 }
 
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble: return DType::F64;
-    case at::kFloat: return DType::F32;
-    case at::kHalf: return DType::F16;
-    case at::kBFloat16: return DType::BF16;
-    default: fail(ErrorKind::Usage, "tensor of an unexpected dtype");
-  }
-}
-
 ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Device device, WithGradients gradients,
                                int64_t data_parallel_size, int64_t bucket_elements)
     : ParameterStore(parameter_shards(config, ModelPartition::whole(config)),

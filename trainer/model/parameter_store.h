@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "parallel/tensor/tensor_dtype.h"
 #include "parallel/zero/bucket_plan.h"
 #include "trainer/checkpoint/tensor_source.h"
 #include "trainer/model/memory_ledger.h"
@@ -25,7 +26,6 @@
 namespace hearth {
 
 at::ScalarType torch_dtype(DType dtype);
-DType dtype_of(const at::Tensor& tensor);
 
 struct Parameter {
   ParameterSpec spec;     // of the whole model: logical shape, HF name
