@@ -76,7 +76,7 @@ Plan make_plan(const ExperimentConfig& config, const Mesh& mesh) {
     const SimulatedRank& replayed = plan.simulation.ranks[static_cast<size_t>(stage)];
     s.idle = plan.simulation.total > 0 ? replayed.idle / plan.simulation.total : 0;
     s.peak_chunks = replayed.peak_activations;
-    s.memory = estimate_memory(config, mesh, s.rank);
+    s.memory = estimate_memory(config, mesh, plan.schedule, s.rank);
     s.sent = communication_volume(config, mesh, plan.schedule, s.rank);
     plan.stages.push_back(std::move(s));
   }
