@@ -28,8 +28,8 @@ void replay(StateReplay& state, const Action& action) {
 
 }  // namespace
 
-MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh, int rank) {
-  const PipelineSchedule schedule = pipeline_schedule(config, mesh);
+MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh,
+                               const PipelineSchedule& schedule, int rank) {
   const ModelPartition partition = model_partition(config, mesh, schedule, rank);
   const int64_t data_ranks = int64_t{mesh.size(MeshAxis::Dp)} * mesh.size(MeshAxis::Cp) /
                              config.parallel.num_distributed_optimizer_instances;
@@ -47,13 +47,18 @@ MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh,
           .working = activations.peak_working()};
 }
 
+MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh, int rank) {
+  return estimate_memory(config, mesh, pipeline_schedule(config, mesh), rank);
+}
+
 HeaviestRank heaviest_rank(const ExperimentConfig& config, const Mesh& mesh) {
+  const PipelineSchedule schedule = pipeline_schedule(config, mesh);
   HeaviestRank heaviest;
   Mesh::Coordinates at{};
   for (int stage = 0; stage < mesh.size(MeshAxis::Pp); ++stage) {
     at[static_cast<size_t>(MeshAxis::Pp)] = stage;
     const int rank = mesh.rank(at);
-    const MemoryEstimate memory = estimate_memory(config, mesh, rank);
+    const MemoryEstimate memory = estimate_memory(config, mesh, schedule, rank);
     if (memory.total() > heaviest.memory.total()) heaviest = {rank, memory};
   }
   return heaviest;

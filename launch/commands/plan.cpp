@@ -37,9 +37,10 @@ LoadedConfig load_complete(const PlanOptions& options, CommandContext& context) 
   const ModelSection& model = loaded.config.model;
   HEARTH_CHECK(!model.shape_is_open(), Config, "the model's shape is that of {}, which does not exist yet",
                *model.init_from);
-  HEARTH_CHECK(model.vocab_size > 0, Config,
-               "model.vocab_size is needed as long as no dataset of data.train exists (then it is the tokenizer's "
-               "size): add --set model.vocab_size=N");
+  HEARTH_CHECK(
+      model.vocab_size > 0, Config,
+      "model.vocab_size is needed as long as no dataset of data.train exists (then it is the tokenizer's "
+      "size): add --set model.vocab_size=N");
   return loaded;
 }
 
@@ -76,7 +77,7 @@ Plan make_plan(const ExperimentConfig& config, const Mesh& mesh) {
     const SimulatedRank& replayed = plan.simulation.ranks[static_cast<size_t>(stage)];
     s.idle = plan.simulation.total > 0 ? replayed.idle / plan.simulation.total : 0;
     s.peak_chunks = replayed.peak_activations;
-    s.memory = estimate_memory(config, mesh, s.rank);
+    s.memory = estimate_memory(config, mesh, plan.schedule, s.rank);
     s.sent = communication_volume(config, mesh, plan.schedule, s.rank);
     plan.stages.push_back(std::move(s));
   }
@@ -84,13 +85,14 @@ Plan make_plan(const ExperimentConfig& config, const Mesh& mesh) {
 }
 
 Json sent_json(const CommunicationVolume& v) {
-  return {{"tensor", v.tensor},       {"pipeline", v.pipeline}, {"context", v.context}, {"gradients", v.gradients},
-          {"weights", v.weights},     {"replicated", v.replicated}, {"total", v.total()}};
+  return {{"tensor", v.tensor},       {"pipeline", v.pipeline}, {"context", v.context},
+          {"gradients", v.gradients}, {"weights", v.weights},   {"replicated", v.replicated},
+          {"total", v.total()}};
 }
 
 Json memory_json(const MemoryEstimate& m) {
-  return {{"weights", m.weights}, {"gradients", m.gradients},           {"optimizer", m.optimizer},
-          {"kept", m.kept},       {"working", m.working}, {"total", m.total()}};
+  return {{"weights", m.weights}, {"gradients", m.gradients}, {"optimizer", m.optimizer},
+          {"kept", m.kept},       {"working", m.working},     {"total", m.total()}};
 }
 
 Json plan_json(const ExperimentConfig& config, const Plan& plan) {
@@ -133,12 +135,13 @@ void print_stages(const Plan& plan) {
                fmt::format("{}{}{}", s.embedding ? "E " : "", fmt::join(s.layers, " + "), s.head ? " H" : ""),
                100 * s.idle, s.peak_chunks);
   }
-  fmt::print("layers: per chunk, E with the embedding, H with head and loss; in flight: chunks held at most\n");
+  fmt::print(
+      "layers: per chunk, E with the embedding, H with head and loss; in flight: chunks held at most\n");
 }
 
 void print_memory(const Plan& plan) {
-  fmt::print("\nMiB that a rank holds\n{:8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "pipeline", "weights",
-             "gradients", "optimizer", "kept", "working", "total");
+  fmt::print("\nMiB that a rank holds\n{:8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "pipeline",
+             "weights", "gradients", "optimizer", "kept", "working", "total");
   for (size_t stage = 0; stage < plan.stages.size(); ++stage) {
     const MemoryEstimate& m = plan.stages[stage].memory;
     fmt::print("{:<8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", stage, mib(m.weights), mib(m.gradients),
@@ -147,26 +150,30 @@ void print_memory(const Plan& plan) {
 }
 
 void print_sent(const Plan& plan) {
-  fmt::print("\nMiB that a rank sends in a step\n{:8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "pipeline",
-             "tp", "pp", "cp", "gradients", "weights", "other", "total");
+  fmt::print("\nMiB that a rank sends in a step\n{:8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+             "pipeline", "tp", "pp", "cp", "gradients", "weights", "other", "total");
   for (size_t stage = 0; stage < plan.stages.size(); ++stage) {
     const CommunicationVolume& v = plan.stages[stage].sent;
-    fmt::print("{:<8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", stage, mib(v.tensor), mib(v.pipeline),
-               mib(v.context), mib(v.gradients), mib(v.weights), mib(v.replicated), mib(v.total()));
+    fmt::print("{:<8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", stage, mib(v.tensor),
+               mib(v.pipeline), mib(v.context), mib(v.gradients), mib(v.weights), mib(v.replicated),
+               mib(v.total()));
   }
-  fmt::print("gradients, weights: over data and context parallel ranks; other: norms, shared heads, tied tables\n");
+  fmt::print(
+      "gradients, weights: over data and context parallel ranks; other: norms, shared heads, tied tables\n");
 }
 
 void print_plan(const ExperimentConfig& config, const Plan& plan) {
   const PipelineSchedule& schedule = plan.schedule;
   fmt::print("layout        {}, zero_stage {}\n", plan.mesh.describe(), config.parallel.zero_stage);
   fmt::print("batch         {} samples of {} tokens = {} data-parallel ranks x {} micro-batches x {}\n",
-             config.training.global_batch_size, config.data.seq_length, plan.mesh.size(MeshAxis::Dp), schedule.micros,
-             config.training.micro_batch_size);
+             config.training.global_batch_size, config.data.seq_length, plan.mesh.size(MeshAxis::Dp),
+             schedule.micros, config.training.micro_batch_size);
   fmt::print("schedule      {}, {} pipeline rank(s) with {} chunk(s) each\n", config_name(schedule.kind),
              schedule.stages, schedule.chunks);
-  fmt::print("bubble        {:.2f}% of the step: the schedule replayed, an action costs its flops, transfers are free\n",
-             100 * plan.simulation.bubble_fraction());
+  fmt::print(
+      "bubble        {:.2f}% of the step: the schedule replayed, an action costs its flops, transfers are "
+      "free\n",
+      100 * plan.simulation.bubble_fraction());
   print_stages(plan);
   print_memory(plan);
   print_sent(plan);
@@ -180,9 +187,10 @@ std::string timeline(const PlanOptions& options, const Plan& plan) {
 }
 
 void run_plan(const PlanOptions& options, CommandContext& context) {
-  HEARTH_CHECK(context.job.control->world_size() == 1, Usage,
-               "`hearth plan` works on one rank, not on {}: start it without mpirun and give the size as --ranks",
-               context.job.control->world_size());
+  HEARTH_CHECK(
+      context.job.control->world_size() == 1, Usage,
+      "`hearth plan` works on one rank, not on {}: start it without mpirun and give the size as --ranks",
+      context.job.control->world_size());
   HEARTH_CHECK(options.output.empty() || !options.timeline.empty(), Usage,
                "--output is where the timeline goes: add --timeline text or --timeline svg");
   HEARTH_CHECK(!options.json || options.timeline.empty() || !options.output.empty(), Usage,
@@ -212,9 +220,13 @@ void add_plan_command(CLI::App& parent, CommandContext& context) {
   CLI::App* command = parent.add_subcommand(
       "plan", "Print what a layout will do: stages, bubble, activations in flight, bytes sent, memory");
   command->add_option("CONFIG", options->config, "Experiment file (YAML)")->required();
-  command->add_option("--ranks", options->ranks, "Ranks of the planned job")->required()->check(CLI::PositiveNumber);
-  command->add_option("--set", options->overrides, "section.key=value, over the file; repeatable")->allow_extra_args(false);
-  command->add_option("--timeline", options->timeline, "Draw the pipeline schedule: text, or svg (to --output)")
+  command->add_option("--ranks", options->ranks, "Ranks of the planned job")
+      ->required()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--set", options->overrides, "section.key=value, over the file; repeatable")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--timeline", options->timeline, "Draw the pipeline schedule: text, or svg (to --output)")
       ->check(CLI::IsMember({"text", "svg"}));
   command->add_option("--output", options->output, "File for the timeline");
   command->add_flag("--json", options->json, "One JSON object on standard output");

@@ -34,6 +34,12 @@ const KindRow& row(ScheduleKind kind) {
 
 }  // namespace
 
+std::vector<ScheduleKind> schedule_kinds() {
+  std::vector<ScheduleKind> kinds;
+  for (const KindRow& known : kKinds) kinds.push_back(known.kind);
+  return kinds;
+}
+
 std::string_view config_name(ScheduleKind kind) {
   return row(kind).name;
 }

@@ -5,8 +5,7 @@
 // rank), a *virtual stage* the place of a chunk in model order (0 .. P*V-1), a *micro* a micro-batch of the
 // step (M of them).
 //
-// Sources of the five lists: see the head of each schedule_<kind>.cpp. Costs and memory of a list:
-// simulator.h.
+// Sources of the lists: see the head of each schedule_<kind>.cpp. Costs and memory of a list: simulator.h.
 #pragma once
 
 #include <string>
@@ -16,6 +15,7 @@
 namespace hearth {
 
 enum class ScheduleKind { OneFOneB, Interleaved, ZbH1, Zbv, DualPipeV };
+std::vector<ScheduleKind> schedule_kinds();       // all of them
 std::string_view config_name(ScheduleKind kind);  // 1f1b interleaved zb_h1 zbv dualpipev
 // The inverse. Throws Error{Config} that lists the names.
 ScheduleKind schedule_kind_from_config(std::string_view name);

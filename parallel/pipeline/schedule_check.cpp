@@ -1,4 +1,5 @@
 #include <map>
+#include <optional>
 #include <string>
 
 #include "base/error.h"
@@ -17,6 +18,7 @@ class ScheduleCheck {
     const auto states =
         static_cast<size_t>(schedule_.virtual_stages()) * static_cast<size_t>(schedule_.micros);
     states_.assign(states, State::None);
+    posts_.assign(2 * states, {});
     positions_.assign(schedule_.ranks.size(), 0);
     replay();
     check_complete();
@@ -28,6 +30,9 @@ class ScheduleCheck {
   enum class State { None, Forwarded, InputDone, Done };
   struct Channel {
     std::vector<Action> sends, recvs;  // both as the receiver names them
+  };
+  struct Posts {
+    std::optional<size_t> send, recv;  // of one transfer: where in its channel either end has posted it
   };
 
   template <class... Args>
@@ -129,12 +134,19 @@ class ScheduleCheck {
     if (piece.kind == ActionKind::Backward || piece.kind == ActionKind::BackwardWeight) own = State::Done;
   }
 
+  Posts& posts(const Message& message) {
+    const int stage = schedule_.virtual_stage(message.to, message.recv.chunk);
+    const size_t pair = static_cast<size_t>(stage) * static_cast<size_t>(schedule_.micros) +
+                        static_cast<size_t>(message.recv.micro);
+    return posts_[2 * pair + (message.recv.kind == ActionKind::RecvBackward ? 1 : 0)];
+  }
+
   bool arrived(int rank, const Message& message) {
-    const Channel& channel = channels_[{message.from, message.to}];
-    for (size_t k = 0; k < channel.recvs.size(); ++k)
-      if (channel.recvs[k] == message.recv) return k < channel.sends.size();
-    broken(rank, "needs {} from rank {}, which is not posted before it", describe(message.recv),
-           message.from);
+    const std::optional<size_t> recv = posts(message).recv;
+    if (!recv)
+      broken(rank, "needs {} from rank {}, which is not posted before it", describe(message.recv),
+             message.from);
+    return *recv < channels_[{message.from, message.to}].sends.size();
   }
 
   void post(int rank, const Action& action) {
@@ -149,8 +161,9 @@ class ScheduleCheck {
     Channel& channel = channels_[{message.from, message.to}];
     auto& posted = sends ? channel.sends : channel.recvs;
     const auto& other = sends ? channel.recvs : channel.sends;
-    for (const Action& before : posted)
-      if (before == message.recv) broken(rank, "a second post of the same transfer");
+    std::optional<size_t>& place = sends ? posts(message).send : posts(message).recv;
+    if (place) broken(rank, "a second post of the same transfer");
+    place = posted.size();
     posted.push_back(message.recv);
     if (posted.size() <= other.size() && !(other[posted.size() - 1] == message.recv))
       broken(rank, "channel {} -> {}: post {} is {} at the other end", message.from, message.to,
@@ -222,6 +235,7 @@ class ScheduleCheck {
   const PipelineSchedule& schedule_;
   bool has_transfers_ = false;
   std::vector<State> states_;  // [virtual stages][micros]
+  std::vector<Posts> posts_;   // [virtual stages of the receiver][micros][activation, gradient]
   std::vector<size_t> positions_;
   std::map<std::pair<int, int>, Channel> channels_;  // (from, to)
 };

@@ -1,6 +1,5 @@
-// Inside parallel/pipeline: one row per kind, and the tools that the kinds share. To add a kind: an
-// enumerator in schedule.h, a function here with a file of its own, a row in schedule.cpp, a row in the test
-// table.
+// Inside parallel/pipeline: one function per kind, and the tools that the kinds share. To add a kind: the
+// recipe in README.md.
 #pragma once
 
 #include <array>

@@ -36,6 +36,15 @@ class UnitTimes {
   }
   const Span& operator()(int rank, size_t action) const { return spans_[static_cast<size_t>(rank)][action]; }
 
+  // Index of the first action of `rank` that starts later than `time`; their number where none does. A rank's
+  // starts rise, as every action takes time.
+  size_t first_after(int rank, int time) const {
+    const auto& spans = spans_[static_cast<size_t>(rank)];
+    const auto later = std::upper_bound(spans.begin(), spans.end(), time,
+                                        [](int t, const Span& span) { return t < span.start; });
+    return static_cast<size_t>(later - spans.begin());
+  }
+
  private:
   using SendKey = std::tuple<int, ActionKind, int, int>;  // sending rank, kind, chunk, micro
 
@@ -100,10 +109,7 @@ PipelineSchedule with_transfers(const PipelineSchedule& schedule) {
   for (const Transfer& transfer : ordered_transfers(schedule, times)) {
     const auto [from, to, send, recv] = transfer.message;
     gaps[static_cast<size_t>(from)][transfer.producer + 1].push_back(send);
-    auto& receiver = gaps[static_cast<size_t>(to)];
-    size_t gap = 0;
-    while (gap + 1 < receiver.size() && times(to, gap).start <= transfer.start) ++gap;
-    receiver[gap].push_back(recv);
+    gaps[static_cast<size_t>(to)][times.first_after(to, transfer.start)].push_back(recv);
   }
   PipelineSchedule out = schedule;
   for (size_t rank = 0; rank < out.ranks.size(); ++rank) {

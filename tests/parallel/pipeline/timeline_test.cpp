@@ -47,9 +47,8 @@ BOOST_AUTO_TEST_CASE(short_actions_show_their_letter) {
 
 // With equal costs every action stands in the text once, by name, and as wide as its time.
 BOOST_AUTO_TEST_CASE(every_action_is_drawn_once) {
-  for (const auto kind : {ScheduleKind::OneFOneB, ScheduleKind::Interleaved, ScheduleKind::ZbH1,
-                          ScheduleKind::Zbv, ScheduleKind::DualPipeV}) {
-    const int chunks = kind == ScheduleKind::Interleaved ? 3 : implied_chunks(kind);
+  for (const ScheduleKind kind : schedule_kinds()) {
+    const int chunks = implied_chunks(kind) > 0 ? implied_chunks(kind) : 3;
     const auto schedule = make_schedule(kind, 4, chunks, 12);
     const Simulation s = simulate(schedule, uniform_costs(schedule, {1, 1, 1}));
     std::istringstream lines(timeline_text(schedule, s));
