@@ -4,7 +4,7 @@
 // (Error{Timeout} names the call). All ranks of the group issue the same calls in the same order.
 // Ownership: buffers stay the caller's and must live until the returned Work is done.
 // Determinism: MPI and single-rank reductions add in rank order, whatever the algorithm, so results are
-// repeatable bit for bit. Not thread-safe: one thread per Comm.
+// repeatable bit for bit. Not thread-safe: one thread at a time.
 #pragma once
 
 #include <cstdint>

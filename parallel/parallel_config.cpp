@@ -1,9 +1,16 @@
 #include "parallel/parallel_config.h"
 
+#include "parallel/pipeline/schedule.h"
+
 namespace hearth {
 namespace {
 void positive(ConfigErrors& e, std::string_view key, int64_t value) {
   e.require(value >= 1, key, "must be >= 1, got {}", value);
+}
+std::vector<std::string_view> schedule_names() {
+  std::vector<std::string_view> names;
+  for (const ScheduleKind kind : schedule_kinds()) names.push_back(config_name(kind));
+  return names;
 }
 }  // namespace
 
@@ -15,7 +22,7 @@ void ParallelConfig::validate(ConfigErrors& e) const {
   positive(e, "expert_model_parallel_size", expert_model_parallel_size);
   e.require(expert_model_parallel_size <= 1, "expert_model_parallel_size", "{} is not available yet, only 1 is",
             expert_model_parallel_size);
-  e.one_of(pipeline_schedule, "pipeline_schedule", {"1f1b", "interleaved", "zb_h1", "zbv", "dualpipev"});
+  e.one_of(pipeline_schedule, "pipeline_schedule", schedule_names());
   e.require(pipeline_schedule == "interleaved" || virtual_pipeline_model_parallel_size == 1,
             "virtual_pipeline_model_parallel_size", "has a meaning for pipeline_schedule interleaved only, got {}",
             virtual_pipeline_model_parallel_size);

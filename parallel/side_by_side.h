@@ -37,7 +37,10 @@ class SideBySide {
 
  private:
   enum class Side { First, Second, None };
-  struct Abandoned {};  // thrown out of give_turn() where the other has failed
+  // Thrown out of give_turn() where the other has failed. A std::exception, as autograd's threads catch no others.
+  struct Abandoned : std::exception {
+    const char* what() const noexcept override { return "the computation beside this one has failed"; }
+  };
   void serve();
   void finish(Side side, std::exception_ptr error);
   static Side other(Side side) { return side == Side::First ? Side::Second : Side::First; }

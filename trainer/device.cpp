@@ -48,6 +48,19 @@ void set_deterministic(bool on) {
   at::globalContext().setBenchmarkCuDNN(false);
 }
 
+std::function<void()> like_this_thread([[maybe_unused]] at::Device device) {
+  const int threads = at::get_num_threads();
+#ifdef HEARTH_CUDA
+  if (device.is_cuda())
+    return [threads, stream = at::cuda::getCurrentCUDAStream(device.index())] {
+      at::set_num_threads(threads);
+      c10::cuda::set_device(stream.device_index());
+      at::cuda::setCurrentCUDAStream(stream);
+    };
+#endif
+  return [threads] { at::set_num_threads(threads); };
+}
+
 void synchronize([[maybe_unused]] at::Device device) {
 #ifdef HEARTH_CUDA
   if (device.is_cuda()) c10::cuda::device_synchronize();

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "parallel/comm.h"
@@ -26,6 +27,9 @@ at::Device select_device(DeviceChoice choice, int local_rank);
 // Process-wide: ATen's intra-op threads; deterministic algorithms and full-precision fp32 matrix products.
 void set_compute_threads(int threads);
 void set_deterministic(bool on);
+
+// To be called on another thread, which then computes like this one: same device, stream and number of threads.
+std::function<void()> like_this_thread(at::Device device);
 
 void synchronize(at::Device device);
 StreamHandle compute_stream(at::Device device);  // null on the CPU

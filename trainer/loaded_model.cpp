@@ -25,8 +25,9 @@ ExperimentConfig experiment_of(const ModelConfig& model, const ParallelConfig& l
 }  // namespace
 
 ParallelConfig answering_layout(ParallelConfig layout) {
-  const bool one_chunk = layout.pipeline_schedule == "1f1b" || layout.pipeline_schedule == "zb_h1";
-  if (!one_chunk) layout.pipeline_model_parallel_layout.clear();  // it is of several chunks a rank
+  // Else the written split is of several chunks a rank.
+  if (implied_chunks(schedule_kind_from_config(layout.pipeline_schedule)) != 1)
+    layout.pipeline_model_parallel_layout.clear();
   layout.pipeline_schedule = "1f1b";
   layout.virtual_pipeline_model_parallel_size = 1;
   layout.context_parallel_size = 1;

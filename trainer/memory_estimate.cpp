@@ -19,8 +19,7 @@ void replay(StateReplay& state, const Action& action) {
     case ActionKind::BackwardWeight:
       return state.weight_gradients(action.chunk, action.micro);
     case ActionKind::ForwardBackward:
-      state.forward(action.chunk);
-      return state.backward(action.backward_chunk, action.backward_micro, /*deferred=*/false);
+      return state.forward_and_backward(action.chunk, action.backward_chunk, action.backward_micro);
     default:
       return;
   }
@@ -45,10 +44,6 @@ MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh,
           .optimizer = state.optimizer(),
           .kept = activations.peak_kept(),
           .working = activations.peak_working()};
-}
-
-MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh, int rank) {
-  return estimate_memory(config, mesh, pipeline_schedule(config, mesh), rank);
 }
 
 HeaviestRank heaviest_rank(const ExperimentConfig& config, const Mesh& mesh) {

@@ -24,8 +24,6 @@ struct MemoryEstimate {
 // `config` is one that require_layout() accepts for the mesh, `schedule` is pipeline_schedule(config, mesh).
 MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh,
                                const PipelineSchedule& schedule, int rank);
-// The same for a caller that has no schedule and asks for one rank only: makes the lists of all ranks.
-MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh, int rank);
 
 // The rank with the largest total; of the ranks that share a pipeline stage, which hold alike, the first.
 struct HeaviestRank {

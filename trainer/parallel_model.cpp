@@ -19,19 +19,35 @@ int64_t bucket_elements(const ParallelConfig& config) {
   return std::max<int64_t>(1, std::llround(config.bucket_size_mb * (1 << 20) / 4));
 }
 
-ModelContext model_context(const ParallelConfig& config, const ParallelGroups& groups,
-                           ParameterEvents& events) {
-  ModelContext context;
-  if (groups.tensor)
-    context.rows = RowCollectives(*groups.tensor,
-                                  config.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {groups.context.get(),
-                      config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
-  context.events = &events;
-  return context;
+bool has_overlapped_actions(const std::vector<Action>& actions) {
+  return std::any_of(actions.begin(), actions.end(),
+                     [](const Action& action) { return action.kind == ActionKind::ForwardBackward; });
 }
 
 }  // namespace
+
+ModelContext ParallelModel::model_context(const ParallelConfig& config, const PipelineSchedule& schedule) {
+  Comm *tensor = groups_.tensor.get(), *sequence = groups_.context.get();
+  const auto& actions = schedule.ranks[static_cast<size_t>(groups_.coordinate(MeshAxis::Pp))];
+  if (has_overlapped_actions(actions) && (tensor != nullptr || sequence != nullptr)) {
+    side_by_side_ = std::make_unique<SideBySide>(like_this_thread(device_));
+    const auto by_turns = [&](Comm*& comm, std::unique_ptr<Comm>& wrapped) {
+      if (comm == nullptr) return;
+      wrapped = side_by_side_->waiting_by_turns(*comm);
+      comm = wrapped.get();
+    };
+    by_turns(tensor, tensor_by_turns_);
+    by_turns(sequence, context_by_turns_);
+  }
+  ModelContext context;
+  if (tensor != nullptr)
+    context.rows =
+        RowCollectives(*tensor, config.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
+  context.sequence = {sequence,
+                      config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  context.events = optimizer_.get();
+  return context;
+}
 
 RecomputeChoice recompute_choice(const RecomputeConfig& config) {
   const auto rebuilt = [&](const char* module) {
@@ -72,7 +88,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},
                                              config.parallel.zero_stage);
-  const ModelContext context = model_context(config.parallel, groups, *optimizer_);
+  const ModelContext context = model_context(config.parallel, schedule);
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : partition.chunks) {
@@ -83,7 +99,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
       gradient_uses_[i] += chunks_.back()->uses_per_micro(static_cast<int64_t>(i));
   }
   executor_ = std::make_unique<PipelineExecutor>(schedule, groups.coordinate(MeshAxis::Pp), std::move(chunks),
-                                                 groups.links);
+                                                 groups.links, side_by_side_.get());
 }
 
 void ParallelModel::initialize(uint64_t seed) {

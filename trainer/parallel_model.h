@@ -60,6 +60,7 @@ class ParallelModel {
   at::Device device() const { return device_; }
 
  private:
+  ModelContext model_context(const ParallelConfig& config, const PipelineSchedule& schedule);
   LocalSums counted(at::Tensor loss_sum, int64_t valid_tokens, at::Tensor squared_norm) const;
 
   ParallelGroups& groups_;
@@ -68,6 +69,9 @@ class ParallelModel {
   bool counts_loss_;  // of the ranks that compute the same loss, this one adds it to the totals
   std::unique_ptr<ParameterStore> parameters_;
   std::unique_ptr<DistributedOptimizer> optimizer_;
+  // Only for schedules with the overlapped action, where there are waits to overlap; the chunks' communicators then.
+  std::unique_ptr<SideBySide> side_by_side_;
+  std::unique_ptr<Comm> tensor_by_turns_, context_by_turns_;
   std::vector<std::unique_ptr<Transformer>> chunks_;
   std::unique_ptr<PipelineExecutor> executor_;
   std::vector<int64_t> gradient_uses_;  // per parameter, in one micro-batch

@@ -184,6 +184,34 @@ void StateReplay::backward(int number, int micro, bool deferred) {
   if (part.embedding) gradient({"model.embed_tokens.weight"});
 }
 
+// Weights of the unit of a chunk in use and of the one fetched ahead, where they come and go.
+int64_t StateReplay::largest_neighbours(const ModelChunk& part) const {
+  const auto bytes = [&](int64_t unit) {
+    int64_t sum = 0;
+    const auto found = unit_buckets_.find(unit);
+    if (found == unit_buckets_.end()) return sum;
+    for (const int64_t index : found->second) {
+      const BucketState& bucket = buckets_[static_cast<size_t>(index)];
+      sum += bucket.on_demand ? bucket.weight_bytes : 0;
+    }
+    return sum;
+  };
+  const int64_t last = part.first_layer + part.num_layers;
+  int64_t most = part.head ? bytes(last) + bytes(head_unit()) : 0;
+  for (int64_t unit = part.embedding ? 0 : 1 + part.first_layer; unit < last; ++unit)
+    most = std::max(most, bytes(unit) + bytes(unit + 1));
+  return most;
+}
+
+// While backward runs, the forward beside it holds some unit and the next: counted as if they were the largest.
+void StateReplay::forward_and_backward(int forward_chunk, int backward_chunk, int backward_micro) {
+  forward(forward_chunk);
+  const int64_t held = largest_neighbours(chunk(forward_chunk));
+  weights_.add(held);
+  backward(backward_chunk, backward_micro, /*deferred=*/false);
+  weights_.add(-held);
+}
+
 void StateReplay::weight_gradients(int number, int micro) {
   for (const Names& names : deferred_[{number, micro}]) gradient(names);
   deferred_.erase({number, micro});

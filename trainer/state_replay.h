@@ -24,6 +24,8 @@ class StateReplay {
   void forward(int chunk);
   void backward(int chunk, int micro, bool deferred);
   void weight_gradients(int chunk, int micro);
+  // Both at once, by turns (parallel/side_by_side.h).
+  void forward_and_backward(int forward_chunk, int backward_chunk, int backward_micro);
 
   // Largest so far, bytes.
   int64_t peak_weights() const { return weights_.peak; }
@@ -54,6 +56,7 @@ class StateReplay {
   void count_uses(const ModelChunk& chunk);
   void layer_backward(int64_t layer, const std::function<void(const Names&)>& linear);
   const ModelChunk& chunk(int number) const { return partition_.chunks[static_cast<size_t>(number)]; }
+  int64_t largest_neighbours(const ModelChunk& chunk) const;
   int64_t head_unit() const { return config_.tie_word_embeddings ? 0 : 1 + config_.num_hidden_layers; }
   std::string head_table() const {
     return config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";

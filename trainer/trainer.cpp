@@ -12,6 +12,7 @@
 #include "trainer/generate.h"
 #include "trainer/memory_report.h"
 #include "trainer/model/model_config_json.h"
+#include "trainer/parallel_layout.h"
 #include "trainer/optimizer/lr_schedule.h"
 
 namespace hearth {
@@ -260,7 +261,8 @@ TrainOutcome Trainer::run() {
   }
   bool stop = in_.control.all_reduce_max(stop_requested() ? 1 : 0, "run.begin") > 0;
   MemoryReport memory(in_.log, model_.parameters().memory(),
-                      estimate_memory(in_.config, in_.groups.mesh, in_.groups.rank));
+                      estimate_memory(in_.config, in_.groups.mesh, pipeline_schedule(in_.config, in_.groups.mesh),
+                                      in_.groups.rank));
   while (state_.step < t.train_iters && !stop) {
     if (in_.tracer != nullptr) in_.tracer->begin_step(state_.step + 1);
     const StepMetrics metrics = train_step(stop);

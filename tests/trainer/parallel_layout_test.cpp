@@ -70,11 +70,11 @@ BOOST_AUTO_TEST_CASE(layers_as_written_or_balanced) {
 
 // Every layer is on one pipeline rank, embedding and head on the virtual stages at the ends.
 BOOST_AUTO_TEST_CASE(parts_make_the_model) {
-  for (const char* kind : {"1f1b", "interleaved", "zb_h1", "zbv", "dualpipev"}) {
-    auto c = config(2, kind);
+  for (const ScheduleKind kind : schedule_kinds()) {
+    auto c = config(2, std::string(config_name(kind)));
     c.model.tie_word_embeddings = true;
     c.parallel.tensor_model_parallel_size = 2;
-    if (std::string(kind) == "interleaved") c.parallel.virtual_pipeline_model_parallel_size = 2;
+    if (kind == ScheduleKind::Interleaved) c.parallel.virtual_pipeline_model_parallel_size = 2;
     const Mesh mesh = mesh_of(c, 8);
     const PipelineSchedule schedule = pipeline_schedule(c, mesh);
     std::multiset<int64_t> layers;
@@ -123,8 +123,7 @@ BOOST_AUTO_TEST_CASE(costs_by_hand) {
 // Each neighbouring pair of ranks is connected in both directions, once; the pairs of a round share no rank, so that all
 // of them can be made at the same time.
 BOOST_AUTO_TEST_CASE(links_in_rounds) {
-  for (const auto kind : {ScheduleKind::OneFOneB, ScheduleKind::Interleaved, ScheduleKind::ZbH1, ScheduleKind::Zbv,
-                          ScheduleKind::DualPipeV})
+  for (const ScheduleKind kind : schedule_kinds())
     for (int stages = 1; stages <= 8; ++stages) {
       const int chunks = kind == ScheduleKind::Interleaved ? 2 : implied_chunks(kind);
       const auto schedule = make_schedule(kind, stages, chunks, 2 * stages);

@@ -260,7 +260,6 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
     const ModelContext& context = *head->context;
     const LinearWeights& w = head->linear;
     context.before_loss(head->unit);
-    context.events->before_gradient(w.parameters);
     const Tensor x_ND = context.rows.gather(x_nD, "tp.head.x").wait();
     const int64_t rows = x_ND.size(0);
     const int64_t chunk = rows_per_logits_chunk(rows, w.weight.size(0), x_ND.element_size());
@@ -273,7 +272,9 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
       loss_sum.add_(chunk_loss(logits, targets, *head, scale).sum());
       const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
       dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
-      kernels::linear_backward_weight_op(d_logits, x, main_grad);  // reported once, in backward
+      // Asked for anew behind every wait for other ranks, in which the bucket may have gone out. Reported once, in backward.
+      context.events->before_gradient(w.parameters);
+      kernels::linear_backward_weight_op(d_logits, x, main_grad);
     }
     context.after_forward(head->unit);
     ctx->save_for_backward({context.rows.sum(dx, "tp.head.dx").wait()});

@@ -1,5 +1,6 @@
 #include "trainer/pipeline/pipeline_executor.h"
 
+#include <ATen/ThreadLocalState.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -18,8 +19,12 @@ std::string site(const char* what, int virtual_stage, int micro) {
 }  // namespace
 
 PipelineExecutor::PipelineExecutor(PipelineSchedule schedule, int pipeline_rank, std::vector<Transformer*> chunks,
-                                   const PipelineLinks& links)
-    : schedule_(std::move(schedule)), rank_(pipeline_rank), chunks_(std::move(chunks)), links_(links) {
+                                   const PipelineLinks& links, SideBySide* side_by_side)
+    : schedule_(std::move(schedule)),
+      rank_(pipeline_rank),
+      chunks_(std::move(chunks)),
+      links_(links),
+      side_by_side_(side_by_side) {
   HEARTH_REQUIRE(static_cast<int>(chunks_.size()) == schedule_.chunks, "schedule of {} chunks a rank, {} given",
                  schedule_.chunks, chunks_.size());
 }
@@ -68,13 +73,28 @@ void PipelineExecutor::perform(const Action& action) {
       return;
     }
     case ActionKind::ForwardBackward:
-      forward(key);
-      return backward({action.backward_chunk, action.backward_micro}, /*defer=*/false);
+      return forward_and_backward(key, {action.backward_chunk, action.backward_micro});
     case ActionKind::SendForward:
     case ActionKind::SendBackward: return post_send(action);
     case ActionKind::RecvForward:
     case ActionKind::RecvBackward: return post_recv(action);
   }
+}
+
+// What the halves change belongs to different micro-batches and chunks. Autograd may run the backward on a thread of its
+// own; what this thread has set up for itself (a profiler, say) goes along to the forward's.
+void PipelineExecutor::forward_and_backward(Key forward_key, Key backward_key) {
+  if (side_by_side_ == nullptr) {
+    forward(forward_key);
+    return backward(backward_key, /*defer=*/false);
+  }
+  const at::ThreadLocalState state;
+  side_by_side_->run(
+      [&] {
+        const at::ThreadLocalStateGuard guard(state);
+        forward(forward_key);
+      },
+      [&] { backward(backward_key, /*defer=*/false); });
 }
 
 // Waits for a tensor that arrives, or was handed over on this rank.

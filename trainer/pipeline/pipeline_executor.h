@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "parallel/pipeline/schedule.h"
+#include "parallel/side_by_side.h"
 #include "trainer/micro_batch.h"
 #include "trainer/model/transformer.h"
 #include "trainer/parallel_groups.h"
@@ -26,9 +27,10 @@ class PipelineExecutor {
   // Told before each action, for traces and fault injection; may be empty.
   using Observer = std::function<void(const Action&)>;
 
-  // `chunks[c]`: chunk c of this rank. `schedule` has its transfers (with_transfers).
+  // `chunks[c]`: chunk c of this rank. `schedule` has its transfers (with_transfers). `side_by_side`: by whose turns the
+  // chunks wait for other ranks; null: a ForwardBackward runs its two halves one after the other.
   PipelineExecutor(PipelineSchedule schedule, int pipeline_rank, std::vector<Transformer*> chunks,
-                   const PipelineLinks& links);
+                   const PipelineLinks& links, SideBySide* side_by_side = nullptr);
 
   struct Totals {
     at::Tensor loss_sum;       // fp32 scalar: sum of losses where this rank has the head, else 0
@@ -56,6 +58,7 @@ class PipelineExecutor {
     WorkPtr work;
   };
   void perform(const Action& action);
+  void forward_and_backward(Key forward_key, Key backward_key);
   void forward(Key key);
   void backward(Key key, bool defer);
   void post_send(const Action& action);
@@ -72,6 +75,7 @@ class PipelineExecutor {
   int rank_;
   std::vector<Transformer*> chunks_;
   const PipelineLinks& links_;
+  SideBySide* side_by_side_;
   // Of the step under way.
   const NextMicroBatch* next_ = nullptr;
   Totals totals_;

@@ -96,8 +96,9 @@ Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOpt
 }  // namespace
 
 std::string Layout::describe() const {
-  return fmt::format("tp {} pp {} cp {} dp {} zero {}/{} {} {} {} {}", tp, pp, cp, dp, zero_stage, instances,
-                     schedule, cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias", recompute);
+  return fmt::format("tp {} pp {} cp {} dp {} zero {}/{} {} {} {} {}{}{}", tp, pp, cp, dp, zero_stage, instances,
+                     schedule, cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias", recompute,
+                     rows_whole ? " rows_whole" : "", uneven ? " uneven" : "");
 }
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) {
@@ -125,6 +126,15 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.parallel.pipeline_schedule = layout.schedule;
   c.parallel.virtual_pipeline_model_parallel_size = layout.schedule == "interleaved" ? 2 : 1;
   c.parallel.cp_comm_type = layout.cp_comm_type;
+  c.parallel.sequence_parallel = !layout.rows_whole;
+  if (layout.uneven) {
+    const int implied = implied_chunks(schedule_kind_from_config(layout.schedule));
+    const int64_t stages = layout.pp * (implied > 0 ? implied : 2);
+    auto& split = c.parallel.pipeline_model_parallel_layout;
+    split.assign(static_cast<size_t>(stages), options.layers / stages);
+    ++split.front();
+    --split.back();
+  }
   c.parallel.collective_timeout_s = 60;
   c.parallel.bucket_size_mb = 0.05;  // several buckets
   return c;
