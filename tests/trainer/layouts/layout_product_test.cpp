@@ -80,7 +80,7 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
         layout.instances = stage > 0 && factors.cp * factors.dp % 2 == 0 && n % 3 == 0 ? 2 : 1;
         layout.recompute = recompute[(n + n / 12) % recompute.size()];
         layout.rows_whole = factors.tp > 1 && n % 5 == 0;
-        layout.uneven = factors.pp > 1 && n % 4 == 1 && factors.pp * chunks(layout) <= 4;
+        layout.uneven = factors.pp > 1 && n % 7 < 2 && factors.pp * chunks(layout) <= 4;
         product.push_back(layout);
       }
   }
