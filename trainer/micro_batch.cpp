@@ -1,10 +1,10 @@
 #include "trainer/micro_batch.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
 
 #include "base/error.h"
 #include "kernels/cross_entropy_op.h"
+#include "parallel/tensor/upload.h"
 
 namespace hearth {
 namespace {
@@ -52,7 +52,7 @@ MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mas
   batch.input.layout.sequence = local;
   batch.input.shared = make_context_layout(document_starts, sequence, share.size(), share.rank(), model.device(),
                                            model.scalar_type());
-  batch.input.positions_N = at::tensor(positions, at::kLong).to(model.device()).repeat({batch_size});
+  batch.input.positions_N = upload(positions, model.device()).repeat({batch_size});
   return batch;
 }
 

@@ -5,13 +5,13 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 
 #include "base/error.h"
 #include "parallel/context/head_groups.h"
 #include "parallel/context/plain_attention.h"
+#include "parallel/tensor/upload.h"
 
 namespace hearth::context {
 namespace {
@@ -138,7 +138,7 @@ PackedDocuments make_packed_documents(std::vector<RowRange> ranges, int64_t batc
     documents.longest = std::max(documents.longest, range.count);
   }
   starts.push_back(checked_cast<int32_t>(batch * rows));
-  if (device.is_cuda() && is_half(dtype)) documents.cu_seqlens = at::tensor(starts, at::kInt).to(device);
+  if (device.is_cuda() && is_half(dtype)) documents.cu_seqlens = upload(starts, device);
   return documents;
 }
 

@@ -9,12 +9,11 @@
 //   neither.
 // In both cases the allowed pairs are one rectangle: local queries that begin a range, local keys that end
 // one. Each costs 2 c^2 pairs without borders: the load is balanced.
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 
 #include "base/error.h"
 #include "parallel/context/context_attention.h"
+#include "parallel/tensor/upload.h"
 
 namespace hearth {
 namespace {
@@ -103,12 +102,6 @@ void append_ranges(std::vector<context::RowRange>& ranges, const Documents& docu
   }
 }
 
-at::Tensor index_tensor(const std::vector<int64_t>& rows, at::Device device) {
-  at::Tensor out = at::empty({static_cast<int64_t>(rows.size())}, at::TensorOptions(at::kLong));
-  std::copy(rows.begin(), rows.end(), out.data_ptr<int64_t>());
-  return out.to(device);
-}
-
 void fill_row_order(ContextLayout& layout, at::Device device) {
   std::vector<int64_t> by_rank, by_position(static_cast<size_t>(layout.batch * layout.sequence));
   for (int64_t rank = 0; rank < layout.size; ++rank) {
@@ -120,8 +113,8 @@ void fill_row_order(ContextLayout& layout, at::Device device) {
         by_rank.push_back(row);
       }
   }
-  layout.rows_by_rank = index_tensor(by_rank, device);
-  layout.rows_by_position = index_tensor(by_position, device);
+  layout.rows_by_rank = upload(by_rank, device);
+  layout.rows_by_position = upload(by_position, device);
 }
 
 }  // namespace

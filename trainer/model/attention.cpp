@@ -5,12 +5,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
-#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
+#include "parallel/tensor/upload.h"
 
 namespace hearth {
 namespace {
@@ -72,7 +72,7 @@ AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& d
   starts.push_back(checked_cast<int32_t>(layout.batch * sequence));
   for (size_t i = 1; i < starts.size(); ++i)
     layout.longest_document = std::max<int64_t>(layout.longest_document, starts[i] - starts[i - 1]);
-  layout.cu_seqlens = at::tensor(starts, at::kInt).to(device);
+  layout.cu_seqlens = upload(starts, device);
   return layout;
 }
 

@@ -67,9 +67,8 @@ Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, cons
 // crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w, const ModelContext& context) {
   if (context.deferred != nullptr) {
-    context.deferred->push([dy, normed, &w, &context] {
-      accumulate_weight_gradient(dy, context.rows.gather(normed, "tp.column.x").wait(), w, context);
-    });
+    context.deferred->push([normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
+                           [dy, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, context); });
     return context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx").wait();
   }
   PendingRows x = context.rows.gather(normed, "tp.column.x");

@@ -17,13 +17,32 @@ namespace hearth {
 // zero-bubble schedules (Qi et al. 2023). Run in the order in which they were queued.
 class WeightGradQueue {
  public:
-  void push(std::function<void()> gradient) { gradients_.push_back(std::move(gradient)); }
+  void push(std::function<void()> gradient) {
+    push({}, [gradient = std::move(gradient)](const at::Tensor&) { gradient(); });
+  }
+  // With rows that have to be collected from other ranks: that begins while the gradient before this one is computed.
+  void push(std::function<PendingRows()> collect, std::function<void(const at::Tensor& rows)> gradient) {
+    gradients_.push_back({std::move(collect), std::move(gradient)});
+  }
   void run() {
-    for (auto& gradient : std::exchange(gradients_, {})) gradient();
+    const auto gradients = std::exchange(gradients_, {});
+    const auto collect = [&](size_t i) {
+      return i < gradients.size() && gradients[i].collect ? gradients[i].collect() : PendingRows(at::Tensor());
+    };
+    PendingRows next = collect(0);
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      const at::Tensor rows = next.wait();
+      next = collect(i + 1);
+      gradients[i].compute(rows);
+    }
   }
 
  private:
-  std::vector<std::function<void()>> gradients_;
+  struct Gradient {
+    std::function<PendingRows()> collect;  // may be empty
+    std::function<void(const at::Tensor&)> compute;
+  };
+  std::vector<Gradient> gradients_;
 };
 
 // The ranks that share each sequence.
