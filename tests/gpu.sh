@@ -8,10 +8,12 @@
 #     parallel    every parallel axis over NCCL, up to 8 ranks on one device, fp32 and bf16, against one rank
 #     trace       four ranks, traced: the share of each kind of communication that compute covers (read its log); on a
 #                 machine with four devices each rank has its own, else they share and the figures are a shared device's
+#     hang        a rank killed, stopped, asleep, or leaving out a call over NCCL: the page that names it, in time
+#     verbs       hearth parity, eval, generate, export under layouts over NCCL
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
 #     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
 #                 --preset --seq --mbs --mode and prints a JSON line), eager and compiled
-# Without a stage: all but trace and bench. A stage that lacks something says so and the next one runs. The table comes last;
+# Without a stage: all but trace, hang, verbs and bench. A stage that lacks something says so and the next one runs. The table comes last;
 # whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240).
 # shellcheck disable=SC2317  # stages are called by their name
 set -uo pipefail
@@ -138,6 +140,17 @@ stage_trace() {
   [ "$devices" -ge 4 ] || end_sharing
   grep -v '^{' "$logs/trace_table.log"
 }
+stage_hang() {
+  begin_sharing
+  one hang hang "$python" "$root/tests/integration/hang.py"
+  end_sharing
+}
+stage_verbs() {
+  begin_sharing
+  one verbs parity "$python" "$root/tests/integration/parity.py"
+  one verbs verbs_parallel "$python" "$root/tests/integration/verbs_parallel.py"
+  end_sharing
+}
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
 stage_bench() {
@@ -166,7 +179,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2
 for stage in "$@"; do
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-240}))
   case $stage in
-    unit | sanitizer | layouts | parallel | trace | precision | bench) "stage_$stage" ;;
+    unit | sanitizer | layouts | parallel | trace | hang | verbs | precision | bench) "stage_$stage" ;;
     *) echo "no stage '$stage'" >&2; exit 2 ;;
   esac
 done

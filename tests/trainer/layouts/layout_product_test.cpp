@@ -61,7 +61,7 @@ int chunks(const Layout& layout) {
 
 // Every schedule x stage x way of context parallelism for one factorisation; shapes and recompute go in turn.
 void add_variants(std::vector<Layout>& product, const Layout& factors) {
-  static const std::vector<std::string> recompute = {"selective", "full", "core_attn"};
+  static const std::vector<std::string> recompute = {"selective", "full", "core_attn", "none"};
   const ModelConfig model = layout_config(factors, {}).model;
   const LocalHeads heads = local_heads(model, factors.tp, 0);
   std::vector<std::string> methods = {"p2p"};
@@ -78,7 +78,7 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
         layout.cp_comm_type = method;
         layout.shape = (n + n / 4) % 2 == 0 ? Shape::Tied : Shape::QkNormAndBias;
         layout.instances = stage > 0 && factors.cp * factors.dp % 2 == 0 && n % 3 == 0 ? 2 : 1;
-        layout.recompute = recompute[(n + n / 12) % recompute.size()];
+        layout.recompute = recompute[(n + n / 4 + n / 16) % recompute.size()];
         layout.rows_whole = factors.tp > 1 && n % 5 == 0;
         layout.uneven = factors.pp > 1 && n % 7 < 2 && factors.pp * chunks(layout) <= 4;
         product.push_back(layout);
@@ -272,7 +272,7 @@ BOOST_AUTO_TEST_CASE(a_covering_set_shows_every_pair) {
   const std::vector<std::vector<std::string>> choices = {
       {"zero0", "zero1", "zero2", "zero3"}, {"instances"},       {"tp"},     {"dp"},
       schedules,                            {"cp.p2p", "cp.a2a"}, {"uneven"}, {"rows_whole"},
-      {"selective", "full", "core_attn"},   {"tied", "qk_norm"}};
+      {"selective", "full", "core_attn", "none"}, {"tied", "qk_norm"}};
   Pairs shown;
   for (const Layout& layout : covering(full_product(8))) shown.merge(pairs(layout));
   for (size_t i = 0; i < choices.size(); ++i)

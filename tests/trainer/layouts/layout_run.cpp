@@ -115,6 +115,8 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.precision.dtype = config_name(options.dtype);
   if (layout.recompute == "full") {
     c.recompute = {.granularity = "full", .num_layers = 3};
+  } else if (layout.recompute == "none") {
+    c.recompute.granularity = "none";
   } else if (layout.recompute == "core_attn") {
     c.recompute.modules = {"core_attn"};
   }
