@@ -24,6 +24,7 @@ struct HangCall {
   int64_t size_bytes = 0;
   int peer = -1;     // global rank, of a send or recv
   double age_s = 0;  // since the rank entered it; of a finished call: since it ended
+  bool operator==(const HangCall&) const = default;
 };
 
 // What one rank knows about itself when it is asked.
@@ -35,6 +36,7 @@ struct RankState {
   std::vector<HangCall> entered;   // newest call of each group
   std::vector<HangCall> finished;  // newest finished call of each group
   std::string usual;               // what came after the same calls before, where something else is under way
+  bool operator==(const RankState&) const = default;
 };
 
 RankState rank_state(int rank, const FlightRecorder& recorder);
