@@ -70,18 +70,28 @@ std::string usual_instead(const std::vector<Entry>& entries) {
   return "";
 }
 
+// Ranks at another place than in earlier steps. Where most are, as at a first validation or save, the place
+// is new for the job and says nothing.
+std::vector<int> odd_ranks(const HangInput& input) {
+  std::vector<int> odd;
+  size_t answers = 0;
+  for (size_t r = 0; r < input.states.size(); ++r) {
+    if (!input.states[r]) continue;
+    ++answers;
+    if (!input.states[r]->usual.empty()) odd.push_back(static_cast<int>(r));
+  }
+  return 2 * odd.size() > answers ? std::vector<int>{} : odd;
+}
+
 // For ranks that wait for each other or in different calls: who left the order. Without a history to tell,
 // the ranks that most others wait for; none where nobody waits for anyone.
 std::vector<int> out_of_order(const HangInput& input, const WaitIndex& index) {
-  std::vector<int> odd;
+  std::vector<int> odd = odd_ranks(input);
+  if (!odd.empty()) return odd;
   std::map<int, size_t> awaited;
-  for (size_t r = 0; r < input.states.size(); ++r) {
-    if (!input.states[r]) continue;
-    if (!input.states[r]->usual.empty()) odd.push_back(static_cast<int>(r));
+  for (size_t r = 0; r < input.states.size(); ++r)
     if (const auto* wait = index.reason(static_cast<int>(r)))
       for (const int other : index.for_whom(*wait)) ++awaited[other];
-  }
-  if (!odd.empty()) return odd;
   size_t most = 0;
   for (const auto& [rank, count] : awaited) most = std::max(most, count);
   for (const auto& [rank, count] : awaited)
@@ -154,7 +164,7 @@ std::vector<std::string> missing_lines(const HangInput& input, const WaitIndex& 
                                 wait->call->age_s));
   else
     lines.push_back(fmt::format("{} is alive, but in no call; {}", name_of(input, rank), history));
-  if (state && !state->usual.empty())
+  if (state && contains(odd_ranks(input), rank))
     lines.push_back(fmt::format("rank {} skipped {}, which came here in earlier steps", rank, state->usual));
   for (size_t r = 0; r < input.states.size(); ++r) {  // the first one that waits for it is enough
     const auto* wait = index.reason(static_cast<int>(r));

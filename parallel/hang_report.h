@@ -4,7 +4,7 @@
 // nobody itself (waits are followed to their end, across groups: Nvidia's resiliency extension, too, tells
 // the one who waits from the one who is missing). Where ranks make different calls, or wait for each other, a
 // rank has left the order that all share: the one whose waiting call is not the one that came after the same
-// calls in earlier steps.
+// calls in earlier steps, unless that is so for most ranks, as at a first validation.
 #pragma once
 
 #include <cstdint>

@@ -167,6 +167,25 @@ BOOST_AUTO_TEST_CASE(history_tells_who_left_the_order) {
   check_says(input, "rank 1 skipped all_reduce 'grad.bucket0' (group g), which came here in earlier steps");
 }
 
+// At a first save all ranks do what they never did; rank 2 makes a call of its own and the others wait for
+// it.
+BOOST_AUTO_TEST_CASE(what_is_new_for_most_ranks_accuses_nobody) {
+  std::vector<std::optional<RankState>> states;
+  for (int r = 0; r < 4; ++r) {
+    states.push_back(waits(r, {call(r == 2 ? "save.of_rank_2" : "save.commit", up_to(4), r == 2 ? 8 : 9)}));
+    states.back()->usual = "all_reduce 'grad.bucket0' (group g)";
+  }
+  const auto two = call("x", {1, 2}, 1);  // so that waits go round: 2 waits for 1
+  states[2]->waits.insert(states[2]->waits.begin(), two);
+  states[2]->entered.push_back(two);
+  check_found(input_of(states), Kind::OutOfOrder, {2});
+  BOOST_TEST(hang_page(input_of(states)).find("skipped") == std::string::npos);
+  // Half of them is not most.
+  states[0]->usual = states[1]->usual = "";
+  check_found(input_of(states), Kind::OutOfOrder, {2, 3});
+  check_says(input_of(states), "rank 3 skipped all_reduce 'grad.bucket0' (group g)");
+}
+
 BOOST_AUTO_TEST_CASE(different_calls_that_nobody_waits_for_accuse_nobody) {
   auto other = call("grad.bucket0", {0, 1}, 5);
   other.size_bytes = 8192;
