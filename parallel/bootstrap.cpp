@@ -126,10 +126,14 @@ int run_job(const LaunchEnvironment& environment, JobOptions options, const std:
     const auto alarm = job.recorder->alarm();
     const int code = exit_code(alone && alarm ? alarm->kind : error.kind());
     if (alone) job.control->abort(code);
+    if (job.hang) job.hang->expect_end();
     return code;
   };
   try {
-    return body(job);
+    const int code = body(job);
+    // A launcher ends the other ranks when one returns a code that is not 0.
+    if (job.hang) job.hang->expect_end();
+    return code;
   } catch (const Error& error) {
     return end_after(error);
   } catch (const std::exception& error) {

@@ -4,7 +4,7 @@
 // nobody itself (waits are followed to their end, across groups: Nvidia's resiliency extension, too, tells
 // the one who waits from the one who is missing). Where ranks make different calls, or wait for each other, a
 // rank has left the order that all share: the one whose waiting call is not the one that came after the same
-// calls in earlier steps.
+// calls in earlier steps, unless that is so for most ranks, as at a first validation.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ struct HangCall {
   int64_t size_bytes = 0;
   int peer = -1;     // global rank, of a send or recv
   double age_s = 0;  // since the rank entered it; of a finished call: since it ended
+  bool operator==(const HangCall&) const = default;
 };
 
 // What one rank knows about itself when it is asked.
@@ -35,6 +36,7 @@ struct RankState {
   std::vector<HangCall> entered;   // newest call of each group
   std::vector<HangCall> finished;  // newest finished call of each group
   std::string usual;               // what came after the same calls before, where something else is under way
+  bool operator==(const RankState&) const = default;
 };
 
 RankState rank_state(int rank, const FlightRecorder& recorder);

@@ -13,15 +13,19 @@ namespace {
 
 using Clock = FlightRecorder::Clock;
 
+// The head of hang_reporter.h adds these up.
 constexpr double kTickS = 0.05;
-// Looks at the folder are this many ticks apart: little for a file server with many ranks.
-constexpr int kTicksPerLook = 10;
-constexpr double kAnswerS = 2.0;
+constexpr double kPageS = 0.6;
+constexpr double kClaimS = 0.3;   // for a rank that prints where the one whose turn it was has ended
+constexpr double kLingerS = 0.8;  // for the main thread, which ends the process by itself where it can
+// A launcher that is going to kill does so one second after its SIGTERM; later it was a request to save.
+constexpr double kKillWindowS = 1.5;
 constexpr double kHurriedAnswerS = 0.4;
-// For the rank that prints, where this one sees all answers first.
-constexpr double kPageS = 1.0;
-// For the main thread, which ends the process by itself where it can.
-constexpr double kLingerS = 0.8;
+constexpr double kHurriedPageS = 0.2;
+
+Clock::time_point after(Clock::time_point then, double seconds) {
+  return then + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
 
 double seconds_since(Clock::time_point then) {
   return std::chrono::duration<double>(Clock::now() - then).count();
@@ -49,20 +53,20 @@ std::string process_state(int64_t pid) {
 
 }  // namespace
 
+HangTimes::HangTimes(int ranks)
+    : look_s(std::clamp(ranks / 32.0, 0.5, 2.0)),
+      answer_s(std::max(2.0, look_s + 1.0)),
+      poll_s(std::max(kTickS, look_s / 16)),
+      end_s(kTickS + answer_s + kPageS + kClaimS + poll_s + kLingerS) {}
+
 // One roll call.
 struct HangReporter::Round {
-  double answer_s;
-  Clock::time_point begun = Clock::now();
+  Clock::time_point answers_by, page_by;
   std::vector<std::optional<RankState>> states;
-  int lowest() const {
-    const auto first =
-        std::find_if(states.begin(), states.end(), [](const auto& s) { return s.has_value(); });
-    return static_cast<int>(first - states.begin());
-  }
 };
 
 HangReporter::HangReporter(ControlPlane& control, FlightRecorder& recorder, HangOptions options)
-    : rank_(control.rank()), recorder_(recorder), options_(std::move(options)) {
+    : rank_(control.rank()), recorder_(recorder), options_(std::move(options)), times_(control.world_size()) {
   const nlohmann::json mine = {{"host", control.host()}, {"pid", ::getpid()}, {"pid_space", pid_space()}};
   for (const auto& text : control.all_gather(mine.dump(), "hang_reporter.who")) {
     const auto theirs = nlohmann::json::parse(text);
@@ -108,27 +112,34 @@ HangReporter::~HangReporter() {
   changed_.notify_all();
   thread_.join();
   try {
-    if (rank_ == 0 && !alarm_is_up()) fs_->remove_all(options_.folder);
+    if (rank_ == 0 && !alarm_in_folder()) fs_->remove_all(options_.folder);
   } catch (const Error&) {  // the next start empties it
   }
 }
 
 bool HangReporter::explain(const Error& error) {
-  if (!recorder_.alarmed() && error.kind() != ErrorKind::Timeout && error.kind() != ErrorKind::Peer) {
+  const bool own =
+      !recorder_.alarmed() && error.kind() != ErrorKind::Timeout && error.kind() != ErrorKind::Peer;
+  if (own) {
     RankState state;
     state.rank = rank_;
-    state.error = error.message();
     try {
-      write(answer_file(rank_), to_json(state));
+      write_answer(state, error.message());
     } catch (const Error&) {  // a courtesy: the error itself is reported anyway
     }
-    return true;
+  } else {
+    recorder_.raise_alarm(error.kind(), error.message());
   }
-  recorder_.raise_alarm(error.kind(), error.message());
   std::unique_lock lock(mutex_);
-  const std::chrono::duration<double> patience(2 * kTickS + kAnswerS + kPageS);
-  changed_.wait_for(lock, patience, [this] { return page_done_; });
-  return printed_ || !page_done_;
+  const auto at_most = [&](double seconds, const auto& done) {
+    changed_.wait_for(lock, std::chrono::duration<double>(seconds), done);
+  };
+  if (!own) at_most(times_.end_s - kLingerS + kTickS, [this] { return page_done_; });
+  if (!own && page_done_ && !printed_) return false;
+  if (!std::exchange(reporter_found_, true)) return true;
+  // The caller would end the process while another one reports.
+  at_most(kLingerS, [this] { return stop_; });
+  return false;
 }
 
 bool HangReporter::nap(double seconds) {
@@ -138,31 +149,64 @@ bool HangReporter::nap(double seconds) {
 }
 
 void HangReporter::run() {
-  for (int tick = 0; nap(kTickS); ++tick) {
-    const bool told = options_.told_to_end && options_.told_to_end();
-    const bool look = told || tick % kTicksPerLook == 0;
-    if (recorder_.alarmed() || (look && alarm_is_up()) || (told && died_silently())) return hold_round(told);
+  const auto begun = Clock::now();
+  // Ranks look in turn: all of them at once would be a burst for the file server.
+  double next_look_s = times_.look_s * rank_ / static_cast<double>(ranks_.size());
+  while (nap(kTickS)) {
+    if (const auto alarm = recorder_.alarm()) return hold_round(alarm->kind, /*near_death=*/false);
+    const bool is_told = told();
+    if (in_a_hurry() || seconds_since(begun) >= next_look_s) {
+      if (const auto kind = alarm_in_folder()) return hold_round(*kind, /*near_death=*/false);
+      next_look_s = seconds_since(begun) + times_.look_s;
+    }
+    if (!is_told) continue;
+    if (const auto dead = silent_death()) {
+      recorder_.raise_alarm(ErrorKind::Peer, fmt::format("rank {} has ended without a word", *dead));
+      return hold_round(ErrorKind::Peer, /*near_death=*/true);
+    }
   }
 }
 
-bool HangReporter::alarm_is_up() {
-  const std::string path = options_.folder + "/alarm";
+bool HangReporter::told() {
+  if (!told_at_ && options_.told_to_end && options_.told_to_end()) told_at_ = Clock::now();
+  return told_at_.has_value();
+}
+
+bool HangReporter::in_a_hurry() const {
+  return told_at_ && seconds_since(*told_at_) < kKillWindowS;
+}
+
+// Empty where it cannot be read.
+std::string HangReporter::text_of(const std::string& name) {
   try {
-    return fs_->exists(path) && fs_->open(path)->size() > 0;
+    return fs_->read_text(options_.folder + "/" + name);
   } catch (const Error&) {
-    return false;
+    return "";
   }
 }
 
-// Whether a rank of this host has ended, and nobody has announced an error of his own.
-bool HangReporter::died_silently() {
-  bool died = false;
-  for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+// Several ranks may have raised it: the first one counts.
+std::optional<ErrorKind> HangReporter::alarm_in_folder() {
+  const std::string text = text_of("alarm");
+  if (text.empty()) return std::nullopt;
+  return text.starts_with(name(ErrorKind::Peer)) ? ErrorKind::Peer : ErrorKind::Timeout;
+}
+
+// A rank of this host that has ended where nobody has announced an error of its own. Looks at processes
+// first: a run that was asked to save and end does this at every tick, and should leave the file server
+// alone.
+std::optional<int> HangReporter::silent_death() {
+  if (end_expected_ || deaths_explained_) return std::nullopt;
+  const int world = static_cast<int>(ranks_.size());
+  int dead = 0;
+  while (dead < world && process(dead) != "has ended") ++dead;
+  if (dead == world) return std::nullopt;
+  for (int r = 0; r < world && !deaths_explained_; ++r) {
     const auto state = answer(r);
-    if (state && !state->error.empty()) return false;
-    died = died || process(r) == "has ended";
+    deaths_explained_ = state && !state->error.empty();
   }
-  return died;
+  // Again: the end may have become an expected one between the two looks.
+  return deaths_explained_ || end_expected_ ? std::nullopt : std::optional(dead);
 }
 
 // Empty where the rank is on another host.
@@ -182,6 +226,14 @@ std::optional<RankState> HangReporter::answer(int rank) {
   }
 }
 
+// Both threads may have something to say: an error of this rank's own stays on record.
+void HangReporter::write_answer(RankState& state, std::string_view own_error) {
+  const std::lock_guard lock(answer_mutex_);
+  if (own_error_.empty()) own_error_ = own_error;
+  state.error = own_error_;
+  write(answer_file(rank_), to_json(state));
+}
+
 // Not durable, as nobody reads it after a power cut.
 void HangReporter::write(const std::string& name, std::string_view text) {
   const auto file = fs_->create(options_.folder + "/" + name, CreateMode::Truncate);
@@ -189,50 +241,112 @@ void HangReporter::write(const std::string& name, std::string_view text) {
   file->close();
 }
 
-void HangReporter::hold_round(bool in_a_hurry) {
-  bool met = false;
+void HangReporter::hold_round(ErrorKind kind, bool near_death) {
+  const auto now = Clock::now();
+  Round round{
+      .answers_by = after(now, near_death ? kHurriedAnswerS : times_.answer_s), .page_by = {}, .states = {}};
+  round.page_by = after(round.answers_by, near_death ? kHurriedPageS : kPageS);
+  round.states.resize(ranks_.size());
+  bool is_out = false;
   try {
-    meet(in_a_hurry ? kHurriedAnswerS : kAnswerS);
-    met = true;
+    is_out = meet(round);
   } catch (const Error&) {  // the folder is gone: the ranks' own errors have to do
   }
   {
     const std::lock_guard lock(mutex_);
     page_done_ = true;
-    printed_ = printed_ || !met;
+    printed_ = printed_ || !is_out;
   }
   changed_.notify_all();
-  const auto alarm = recorder_.alarm();
-  const ErrorKind kind = alarm ? alarm->kind : in_a_hurry ? ErrorKind::Peer : ErrorKind::Timeout;
+  if (const auto alarm = recorder_.alarm()) kind = alarm->kind;
   // No destructor and no MPI call: the main thread may sit in either.
   if (nap(kLingerS)) ::_exit(exit_code(kind));
 }
 
-// Returns when the page is out, or somebody else should have printed it.
-void HangReporter::meet(double answer_s) {
-  Round round{.answer_s = answer_s, .states = {}};
-  round.states.resize(ranks_.size());
-  write(answer_file(rank_), to_json(rank_state(rank_, recorder_)));
-  write("alarm", "!");
-  gather(round);
-  if (rank_ == round.lowest()) print_page(round);
-  while (!fs_->exists(options_.folder + "/page") && seconds_since(round.begun) < answer_s + kPageS)
-    if (!nap(kTickS)) return;
+// Returns when the page is out, or there will be none; whether it is out.
+bool HangReporter::meet(Round& round) {
+  RankState mine = rank_state(rank_, recorder_);
+  const bool raised = !mine.alarm.empty();
+  if (raised)  // appended, so that it is never empty again
+    fs_->create(options_.folder + "/alarm", CreateMode::Append)->write(name(recorder_.alarm()->kind));
+  write_answer(mine);
+  round.states[static_cast<size_t>(rank_)] = mine;
+  if (!wait_for_turn(round, raised)) return page_is_out();
+  if (!claim_page()) return wait_for_page(std::max(round.page_by, after(Clock::now(), kClaimS)));
+  // What a rank that followed another one has not read yet, or came late.
+  read_answers(round, after(Clock::now(), kClaimS), /*below=*/0);
+  print_page(round);
+  return true;
 }
 
-// Until all that live have answered, or their time is up.
-void HangReporter::gather(Round& round) {
-  bool complete = false;
-  while (!complete && seconds_since(round.begun) < round.answer_s) {
-    complete = true;
-    for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
-      auto& state = round.states[static_cast<size_t>(r)];
-      if (!state) state = answer(r);
-      if (state) continue;
-      const std::string now = process(r);
-      complete = complete && (now == "has ended" || now.rfind("is stopped", 0) == 0);
-    }
-    if (!complete && !nap(kTickS)) return;
+// Once the launcher has begun to end the job.
+void HangReporter::shorten(Round& round) {
+  told();
+  if (!in_a_hurry()) return;
+  round.answers_by = std::min(round.answers_by, after(*told_at_, kHurriedAnswerS));
+  round.page_by = std::min(round.page_by, after(*told_at_, kHurriedAnswerS + kHurriedPageS));
+}
+
+// True when this rank should print: it has raised the alarm, no rank below will print, and all that live have
+// answered or their time is up; or nobody else has printed in time. False when the page is out.
+bool HangReporter::wait_for_turn(Round& round, bool raised) {
+  Pass pass = Pass::Led;
+  // The first nap lets ranks that raise the alarm together with this one write.
+  while (nap(pass == Pass::Led && !in_a_hurry() ? times_.poll_s : kTickS)) {
+    shorten(round);
+    if (page_is_out()) return false;
+    if (Clock::now() >= round.page_by) return true;
+    if (!raised) continue;
+    pass = read_answers(round, round.answers_by, /*below=*/rank_);
+    if (pass == Pass::Complete || (pass == Pass::Incomplete && Clock::now() >= round.answers_by)) return true;
+  }
+  return false;
+}
+
+// One pass over the answers that are still missing, in the order of ranks. Led: a rank under `below` will
+// print, and the pass ends there, as only one rank needs them all. Complete: nobody else can answer any more.
+HangReporter::Pass HangReporter::read_answers(Round& round, Clock::time_point by, int below) {
+  bool complete = true;
+  for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+    auto& state = round.states[static_cast<size_t>(r)];
+    if (!state && Clock::now() < by) state = answer(r);
+    if (r < below && will_print(r, state)) return Pass::Led;
+    if (state) continue;
+    const std::string now = process(r);
+    complete = complete && (now == "has ended" || now.starts_with("is stopped"));
+  }
+  return complete ? Pass::Complete : Pass::Incomplete;
+}
+
+// Whether the rank raised the alarm as well, and can go on as far as we see.
+bool HangReporter::will_print(int rank, const std::optional<RankState>& state) const {
+  if (!state || !state->error.empty() || state->alarm.empty()) return false;
+  const std::string now = process(rank);
+  return now.empty() || now == "is alive";
+}
+
+// With content: the name alone says that a rank means to print.
+bool HangReporter::page_is_out() {
+  return !text_of("page").empty();
+}
+
+bool HangReporter::wait_for_page(Clock::time_point until) {
+  while (!page_is_out())
+    if (Clock::now() >= until || !nap(kTickS)) return false;
+  return true;
+}
+
+// For one rank of the job.
+bool HangReporter::claim_page() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stop_) return false;
+  }
+  try {
+    fs_->create(options_.folder + "/page", CreateMode::Exclusive)->close();
+    return true;
+  } catch (const Error&) {
+    return false;
   }
 }
 
@@ -240,13 +354,16 @@ void HangReporter::print_page(const Round& round) {
   HangInput input{.ranks = ranks_, .states = round.states, .folder = options_.folder};
   for (size_t r = 0; r < ranks_.size(); ++r)
     if (!round.states[r]) input.ranks[r].process = process(static_cast<int>(r));
-  // Exclusive: a rank below, whose answer came too late for us, may think that the page is its to print.
-  const auto file = fs_->create(options_.folder + "/page", CreateMode::Exclusive);
   const std::string page = hang_page(input);
-  if (options_.print) options_.print(page);
-  file->write(page);
-  const std::lock_guard lock(mutex_);
-  printed_ = true;
+  try {
+    if (options_.print) options_.print(page);
+  } catch (const Error&) {  // it goes to more than one place, and the first may have worked
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    printed_ = true;
+  }
+  write("page", page);  // last: the others end the job when they see it
 }
 
 }  // namespace hearth

@@ -6,13 +6,16 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "parallel/bootstrap.h"
@@ -58,10 +61,19 @@ void steps_without(Job& job, int victim, std::string_view skipped) {
   job.control->barrier("end");
 }
 
+// Ends rank 0 by a signal once it has said where it is.
+void die_after_answer(const std::string& folder) {
+  std::error_code none;
+  const auto size = [&] { return std::filesystem::file_size(folder + "/rank_0000", none); };
+  while (size() == 0 || none) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  ::raise(SIGKILL);
+}
+
 int body(Job& job, const std::string& how, int victim) {
   const int rank = job.control->rank();
   const std::map<std::string, std::function<void()>> ways{
       {"nothing", [] {}},
+      {"preempted", [] {}},
       {"all_throw", [] { fail(ErrorKind::Config, "the same on all ranks"); }},
       {"each_throws", [&] { fail(ErrorKind::BadInput, "trouble of rank {}", rank); }},
       {"one_throws",
@@ -77,6 +89,9 @@ int body(Job& job, const std::string& how, int victim) {
          if (rank == victim) hang();
          job.control->vote(true, "", "checkpoint.commit");
        }},
+      // The round is held, as nothing is heard of the victim (see told_to_end below) and its process lives;
+      // the rank that would print at its end is gone by then.
+      {"printer_dies", [&] { reduce_without(job, victim, hang); }},
       {"calls_differ", [&] {
          const auto comm = world(job);
          std::vector<float> data(100000);
@@ -84,7 +99,7 @@ int body(Job& job, const std::string& how, int victim) {
              ->wait();
        }}};
   ways.at(how)();
-  return 0;
+  return how == "preempted" ? exit_code(ErrorKind::Preempted) : 0;
 }
 
 volatile std::sig_atomic_t told_to_end = 0;
@@ -98,8 +113,8 @@ int main(int argc, char** argv) {
   const auto environment = LaunchEnvironment::read([](const char* name) { return std::getenv(name); });
   // Short where the deadline is what ends the job; otherwise beyond the 2 s for which a failing rank looks
   // for company.
-  const bool by_deadline = how == "one_hangs" || how == "one_misses_a_vote" || how == "one_stopped" ||
-                           how == "one_skips_the_totals";
+  const bool by_deadline = how == "one_hangs" || how == "printer_dies" || how == "one_misses_a_vote" ||
+                           how == "one_stopped" || how == "one_skips_the_totals";
   const auto report = [](const Error& error) { fmt::print(stderr, "error: {}\n", error.message()); };
   const auto watched = [&](Job& job) {
     if (!folder.empty()) {
@@ -108,8 +123,13 @@ int main(int argc, char** argv) {
                       {.folder = folder,
                        .places = {},
                        .print = [](std::string_view page) { fmt::print(stderr, "{}", page); },
-                       .told_to_end = [] { return told_to_end != 0; }},
+                       .told_to_end =
+                           [deaf = how == "printer_dies" && job.control->rank() == victim] {
+                             if (deaf) hang();
+                             return told_to_end != 0;
+                           }},
                       report);
+      if (how == "printer_dies" && job.control->rank() == 0) std::thread(die_after_answer, folder).detach();
     }
     return body(job, how, victim);
   };

@@ -70,10 +70,15 @@ for ranks in 2 4 8; do
   page "$ranks" one_skips_a_bucket 1 7 "rank 1 is out of order" "rank 1 skipped all_reduce 'grad.bucket0' \(group dp\)"
   page "$ranks" one_skips_the_totals 1 7 "rank 1 is out of order" "rank 1 skipped all_reduce 'step.totals' \\(group all\\)" "rank 1 has not entered all_reduce 'step.totals' \(group all"
 done
+for ranks in 3 4; do
+  page "$ranks" printer_dies 1 137 "rank 1 does not answer ====" "rank 1 has not finished $waits"
+done
 page 3 one_misses_a_vote 1 7 "rank 1 is missing" "rank 1 has not entered all_gather 'checkpoint.commit'"
 with="$folder/hang"
 check 3 nothing 0 0 "error:"
 [ ! -e "$with" ] || { echo "FAILED: $with is left after a good end"; failures=$((failures + 1)); }
 check 3 one_throws 4 1 "error: shard 7 is torn"
 check 3 one_throws 4 0 "==== the job"
+check 3 all_throw 3 0 "==== the job"
+check 3 preempted 75 0 "==== the job"
 exit $((failures > 0))
