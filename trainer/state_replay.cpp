@@ -198,7 +198,8 @@ int64_t StateReplay::largest_neighbours(const ModelChunk& part) const {
   };
   const int64_t last = part.first_layer + part.num_layers;
   int64_t most = part.head ? bytes(last) + bytes(head_unit()) : 0;
-  for (int64_t unit = part.embedding ? 0 : 1 + part.first_layer; unit < last; ++unit)
+  // The table is read at once, without a turn.
+  for (int64_t unit = 1 + part.first_layer; unit < last; ++unit)
     most = std::max(most, bytes(unit) + bytes(unit + 1));
   return most;
 }

@@ -20,6 +20,7 @@ LAYOUTS = {
     "tp2 x dp2": (4, ["parallel.tensor_model_parallel_size=2"]),
     "pp2": (2, ["parallel.pipeline_model_parallel_size=2"]),
     "dp2": (2, []),
+    "dp2, saving": (2, ["checkpoint.save_interval=3"]),
 }
 GONE = [r"rank {v} does not answer ====", r"rank {v} \(host .*\) does not answer: its process {how}; its last finished call is {c}"]
 MISSING = [r"rank {v} is missing ====", r"rank {v} \(host .*\) is alive, but in no call; its last finished call is {c}",
@@ -36,6 +37,7 @@ CASES = {
     "pp sleep": ("pp2", 1, None, "sleep@rank=1,step={s},point=allreduce.before,ms=600000", 7, MISSING, "", True),
     "pp skip": ("pp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),
     "dp skip": ("dp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),
+    "save": ("dp2, saving", 1, None, "sleep@rank=1,step={s},point=ckpt.begin,ms=600000", 7, MISSING, "", True),
     "exit": ("dp2", 1, None, "exit@rank=1,step={s},point=data.next,code=3", 3, GONE, "has ended", False),
 }
 
