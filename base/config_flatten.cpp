@@ -28,7 +28,8 @@ std::string canonical_text(double value) {
 }
 
 std::string canonical_text(const std::string& value) {
-  return nlohmann::json(value).dump(-1, ' ', /*ensure_ascii=*/false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json(value).dump(-1, ' ', /*ensure_ascii=*/false,
+                                    nlohmann::json::error_handler_t::replace);
 }
 
 std::string config_hash(std::span<const FlatKey> keys) {

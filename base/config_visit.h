@@ -1,9 +1,9 @@
 // What a configuration struct needs from Hearth: it lives with its component and has
 //   template <class V> void visit(V&& v) { v("lr", lr, OnResume::MayChange, "peak learning rate"); ... }
 //   void validate(ConfigErrors& e) const;   // collects every violation; NaN fails each test by construction
-// One visit() drives parsing (launch/config_parser.h), printing, hashing, the resume contract and configs/README.md.
-// Field types a visitor must take: bool, int64_t, double, std::string, std::optional of those, std::vector of those
-// or of visitable structs, visitable structs.
+// One visit() drives parsing (launch/config_parser.h), printing, hashing, the resume contract and
+// configs/README.md. Field types a visitor must take: bool, int64_t, double, std::string, std::optional of
+// those, std::vector of those or of visitable structs, visitable structs.
 #pragma once
 
 #include <fmt/core.h>
@@ -49,7 +49,8 @@ class ConfigErrors {
     if (!holds) add(key, fmt::format(format, std::forward<Args>(args)...));
   }
   void add(std::string_view key, std::string message) {
-    entries_.push_back({prefix_.empty() ? std::string(key) : prefix_ + "." + std::string(key), std::move(message)});
+    entries_.push_back(
+        {prefix_.empty() ? std::string(key) : prefix_ + "." + std::string(key), std::move(message)});
   }
   // One of a fixed set of words.
   void one_of(std::string_view value, std::string_view key, const std::vector<std::string_view>& choices) {

@@ -39,27 +39,43 @@ void store(void* base, int64_t index, T value) {
 
 double read_element(DType dtype, const void* in, int64_t i) {
   switch (dtype) {
-    case DType::F64: return load<double>(in, i);
-    case DType::F32: return load<float>(in, i);
-    case DType::F16: return fp16_to_float(load<uint16_t>(in, i));
-    case DType::BF16: return bf16_to_float(load<uint16_t>(in, i));
-    default: fail(ErrorKind::Usage, "cannot convert from {}", config_name(dtype));
+    case DType::F64:
+      return load<double>(in, i);
+    case DType::F32:
+      return load<float>(in, i);
+    case DType::F16:
+      return fp16_to_float(load<uint16_t>(in, i));
+    case DType::BF16:
+      return bf16_to_float(load<uint16_t>(in, i));
+    default:
+      fail(ErrorKind::Usage, "cannot convert from {}", config_name(dtype));
   }
 }
 void write_element(DType dtype, void* out, int64_t i, double value) {
   switch (dtype) {
-    case DType::F64: return store<double>(out, i, value);
-    case DType::F32: return store<float>(out, i, static_cast<float>(value));
-    case DType::F16: return store<uint16_t>(out, i, float_to_fp16(static_cast<float>(value)));
-    case DType::BF16: return store<uint16_t>(out, i, float_to_bf16(static_cast<float>(value)));
-    default: fail(ErrorKind::Usage, "cannot convert to {}", config_name(dtype));
+    case DType::F64:
+      return store<double>(out, i, value);
+    case DType::F32:
+      return store<float>(out, i, static_cast<float>(value));
+    case DType::F16:
+      return store<uint16_t>(out, i, float_to_fp16(static_cast<float>(value)));
+    case DType::BF16:
+      return store<uint16_t>(out, i, float_to_bf16(static_cast<float>(value)));
+    default:
+      fail(ErrorKind::Usage, "cannot convert to {}", config_name(dtype));
   }
 }
 }  // namespace
 
-std::string_view safetensors_name(DType dtype) { return names(dtype).safetensors; }
-std::string_view config_name(DType dtype) { return names(dtype).config; }
-std::string_view torch_name(DType dtype) { return names(dtype).torch; }
+std::string_view safetensors_name(DType dtype) {
+  return names(dtype).safetensors;
+}
+std::string_view config_name(DType dtype) {
+  return names(dtype).config;
+}
+std::string_view torch_name(DType dtype) {
+  return names(dtype).torch;
+}
 std::optional<DType> dtype_from_safetensors(std::string_view text) {
   for (const auto& entry : kNames)
     if (entry.safetensors == text) return entry.dtype;

@@ -14,13 +14,17 @@ enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool };
 constexpr int64_t size_bytes(DType dtype) {
   switch (dtype) {
     case DType::F64:
-    case DType::I64: return 8;
+    case DType::I64:
+      return 8;
     case DType::F32:
-    case DType::I32: return 4;
+    case DType::I32:
+      return 4;
     case DType::F16:
     case DType::BF16:
-    case DType::I16: return 2;
-    default: return 1;
+    case DType::I16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -32,7 +36,9 @@ std::optional<DType> dtype_from_config(std::string_view name);
 std::string_view config_name(DType dtype);  // "fp32", "bf16", ...
 std::string_view torch_name(DType dtype);   // "float32", "bfloat16", ...
 
-inline float bf16_to_float(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+inline float bf16_to_float(uint16_t bits) {
+  return std::bit_cast<float>(uint32_t{bits} << 16);
+}
 // Round to nearest even; NaN stays NaN (quiet).
 inline uint16_t float_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

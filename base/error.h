@@ -64,23 +64,23 @@ template <class... Args>
 }
 
 // For trouble that the caller or the user made. Kept in release builds.
-#define HEARTH_REQUIRE(condition, ...) \
-  do { \
+#define HEARTH_REQUIRE(condition, ...)                                         \
+  do {                                                                         \
     if (!(condition)) ::hearth::fail(::hearth::ErrorKind::Usage, __VA_ARGS__); \
   } while (false)
 
 // The same with a kind: HEARTH_CHECK(size > 0, BadInput, "{}: empty", path).
-#define HEARTH_CHECK(condition, kind, ...) \
-  do { \
+#define HEARTH_CHECK(condition, kind, ...)                                    \
+  do {                                                                        \
     if (!(condition)) ::hearth::fail(::hearth::ErrorKind::kind, __VA_ARGS__); \
   } while (false)
 
 // For our own bugs. Kept in release builds.
-#define HEARTH_ASSERT(condition) \
-  do { \
-    if (!(condition)) \
+#define HEARTH_ASSERT(condition)                                                                             \
+  do {                                                                                                       \
+    if (!(condition))                                                                                        \
       ::hearth::fail(::hearth::ErrorKind::Internal, "{}:{}: broken invariant: {} (please report)", __FILE__, \
-                     __LINE__, #condition); \
+                     __LINE__, #condition);                                                                  \
   } while (false)
 
 // Converts between integer types; throws Internal where the value does not fit.

@@ -1,6 +1,7 @@
-// The one door to files for everything that must survive a crash or be tested with faults: checkpoints, shards,
-// run folders. PosixFileSystem is the real one; FaultFileSystem (base/fault_file_system.h) decorates it in tests.
-// Every failure throws Error{Io} or Error{NoSpace} with errno's name and the path. Thread-safe for distinct files.
+// The one door to files for everything that must survive a crash or be tested with faults: checkpoints,
+// shards, run folders. PosixFileSystem is the real one; FaultFileSystem (base/fault_file_system.h) decorates
+// it in tests. Every failure throws Error{Io} or Error{NoSpace} with errno's name and the path. Thread-safe
+// for distinct files.
 #pragma once
 
 #include <cstddef>
@@ -38,15 +39,15 @@ class FileSystem {
   virtual std::unique_ptr<WritableFile> create(const std::string& path, CreateMode mode) = 0;
   virtual std::unique_ptr<ReadableFile> open(const std::string& path) = 0;
   virtual void rename(const std::string& from, const std::string& to) = 0;
-  virtual void remove(const std::string& path) = 0;             // a file; missing is an error
-  virtual void remove_all(const std::string& path) = 0;         // a tree; missing is fine
-  virtual void create_directories(const std::string& path) = 0; // existing is fine
-  virtual void sync_directory(const std::string& path) = 0;     // makes names in it durable
+  virtual void remove(const std::string& path) = 0;              // a file; missing is an error
+  virtual void remove_all(const std::string& path) = 0;          // a tree; missing is fine
+  virtual void create_directories(const std::string& path) = 0;  // existing is fine
+  virtual void sync_directory(const std::string& path) = 0;      // makes names in it durable
   virtual bool exists(const std::string& path) = 0;
   virtual bool is_directory(const std::string& path) = 0;
-  virtual bool is_symlink(const std::string& path) = 0;         // the name itself, not what it points to
+  virtual bool is_symlink(const std::string& path) = 0;  // the name itself, not what it points to
   virtual std::vector<std::string> list(const std::string& directory) = 0;  // names, sorted, without . and ..
-  virtual int64_t free_bytes(const std::string& path) = 0;      // available to us on that file system
+  virtual int64_t free_bytes(const std::string& path) = 0;  // available to us on that file system
 
   // Helpers built on the calls above.
   std::string read_text(const std::string& path, int64_t max_bytes = int64_t{1} << 30);

@@ -1,4 +1,5 @@
-// Digests: XXH3 64 bits for token blocks, 128 bits for files and datasets (xxHash, Yann Collet). Not cryptographic.
+// Digests: XXH3 64 bits for token blocks, 128 bits for files and datasets (xxHash, Yann Collet). Not
+// cryptographic.
 #pragma once
 
 #include <cstddef>

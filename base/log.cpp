@@ -13,10 +13,14 @@ namespace hearth {
 namespace {
 spdlog::level::level_enum spdlog_level(LogLevel level) {
   switch (level) {
-    case LogLevel::Debug: return spdlog::level::debug;
-    case LogLevel::Info: return spdlog::level::info;
-    case LogLevel::Warning: return spdlog::level::warn;
-    case LogLevel::Error: return spdlog::level::err;
+    case LogLevel::Debug:
+      return spdlog::level::debug;
+    case LogLevel::Info:
+      return spdlog::level::info;
+    case LogLevel::Warning:
+      return spdlog::level::warn;
+    case LogLevel::Error:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -54,6 +58,8 @@ void Log::write(LogLevel level, std::string_view line) {
   impl_->logger.log(spdlog_level(level), spdlog::string_view_t(line.data(), line.size()));
 }
 
-void Log::flush() { impl_->logger.flush(); }
+void Log::flush() {
+  impl_->logger.flush();
+}
 
 }  // namespace hearth

@@ -1,5 +1,5 @@
-// Log lines are `key=value`, one event a line. Rank 0 speaks for the job on stderr; every rank writes its own file.
-// Thread-safe. Passed in as context; there is no global logger.
+// Log lines are `key=value`, one event a line. Rank 0 speaks for the job on stderr; every rank writes its own
+// file. Thread-safe. Passed in as context; there is no global logger.
 #pragma once
 
 #include <fmt/core.h>

@@ -76,7 +76,8 @@ class PosixReadableFile final : public ReadableFile {
       const ssize_t got = ::pread(fd_.get(), out.data(), out.size(), offset);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) fail_errno("read", path_);
-      HEARTH_CHECK(got > 0, Io, "{}: file ends at byte {}, {} more bytes expected", path_, offset, out.size());
+      HEARTH_CHECK(got > 0, Io, "{}: file ends at byte {}, {} more bytes expected", path_, offset,
+                   out.size());
       out = out.subspan(static_cast<size_t>(got));
       offset += got;
     }
@@ -184,6 +185,8 @@ void FileSystem::write_atomically(const std::string& path, std::string_view text
   sync_directory(parent.empty() ? "." : parent);  // makes the rename durable
 }
 
-std::unique_ptr<FileSystem> make_posix_file_system() { return std::make_unique<PosixFileSystem>(); }
+std::unique_ptr<FileSystem> make_posix_file_system() {
+  return std::make_unique<PosixFileSystem>();
+}
 
 }  // namespace hearth

@@ -1,6 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy
-// as 1, 2, 3"). Every draw is a pure function of (key, counter), so any rank can compute any element of any tensor
-// and the initial model is the same for every layout. No state, thread-safe.
+// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as
+// easy as 1, 2, 3"). Every draw is a pure function of (key, counter), so any rank can compute any element of
+// any tensor and the initial model is the same for every layout. No state, thread-safe.
 #pragma once
 
 #include <array>
@@ -39,11 +39,12 @@ class CounterRng {
   }
   // Uniform in [0, 1) with 53 bits.
   double uniform(uint64_t index) const { return static_cast<double>(bits(index) >> 11) * 0x1.0p-53; }
-  // Standard normal by Box-Muller; one draw per index (the second of each pair is not used, so that elements stay
-  // independent of their neighbours' layout).
+  // Standard normal by Box-Muller; one draw per index (the second of each pair is not used, so that elements
+  // stay independent of their neighbours' layout).
   double normal(uint64_t index) const {
     const auto b = block(index);
-    const double u1 = (static_cast<double>(((uint64_t{b[1]} << 32) | b[0]) >> 11) + 1.0) * 0x1.0p-53;  // (0, 1]
+    const double u1 =
+        (static_cast<double>(((uint64_t{b[1]} << 32) | b[0]) >> 11) + 1.0) * 0x1.0p-53;  // (0, 1]
     const double u2 = static_cast<double>(((uint64_t{b[3]} << 32) | b[2]) >> 11) * 0x1.0p-53;
     return std::sqrt(-2.0 * std::log(u1)) * std::cos(6.283185307179586476925 * u2);
   }

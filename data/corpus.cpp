@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kTokenSlab = 1 << 20;             // elements read from a token file at once
 constexpr int64_t kMaxTokensPerDocument = 4 << 20;  // a flat token file without eos is cut here
-constexpr int kMaxFolderDepth = 32;  // below the 40 links at which Linux gives up on a path
+constexpr int kMaxFolderDepth = 32;                 // below the 40 links at which Linux gives up on a path
 
 std::optional<SourceKind> kind_of(std::string path) {
   if (path.ends_with(".h5") || path.ends_with(".hdf5")) return SourceKind::Tokens;

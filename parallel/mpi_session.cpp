@@ -21,10 +21,10 @@ void check_mpi(int code, std::string_view call) {
 MpiSession::MpiSession() : exceptions_at_start_(std::uncaught_exceptions()) {
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
-  HEARTH_CHECK(
-      provided >= MPI_THREAD_SERIALIZED, Peer,
-      "MPI offers thread level {} but MPI_THREAD_SERIALIZED ({}) is needed: use an Open MPI built with threads",
-      provided, static_cast<int>(MPI_THREAD_SERIALIZED));
+  HEARTH_CHECK(provided >= MPI_THREAD_SERIALIZED, Peer,
+               "MPI offers thread level {} but MPI_THREAD_SERIALIZED ({}) is needed: use an Open MPI built "
+               "with threads",
+               provided, static_cast<int>(MPI_THREAD_SERIALIZED));
   check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 

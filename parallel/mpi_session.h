@@ -1,8 +1,8 @@
 // MPI as this process uses it: start and end of the library, error codes as Error{Peer}, and one place where
 // everything outstanding makes progress (a rank that waits for one communicator must still serve the others,
 // or two ranks that wait for different ones would wait for ever). mpi.h is included in parallel/ only,
-// through this header. One thread at a time (MPI_THREAD_SERIALIZED): the main thread, or the one that has the turn
-// (side_by_side.h).
+// through this header. One thread at a time (MPI_THREAD_SERIALIZED): the main thread, or the one that has the
+// turn (side_by_side.h).
 #pragma once
 
 #include <mpi.h>

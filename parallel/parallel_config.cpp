@@ -20,11 +20,12 @@ void ParallelConfig::validate(ConfigErrors& e) const {
   positive(e, "virtual_pipeline_model_parallel_size", virtual_pipeline_model_parallel_size);
   positive(e, "context_parallel_size", context_parallel_size);
   positive(e, "expert_model_parallel_size", expert_model_parallel_size);
-  e.require(expert_model_parallel_size <= 1, "expert_model_parallel_size", "{} is not available yet, only 1 is",
-            expert_model_parallel_size);
+  e.require(expert_model_parallel_size <= 1, "expert_model_parallel_size",
+            "{} is not available yet, only 1 is", expert_model_parallel_size);
   e.one_of(pipeline_schedule, "pipeline_schedule", schedule_names());
   e.require(pipeline_schedule == "interleaved" || virtual_pipeline_model_parallel_size == 1,
-            "virtual_pipeline_model_parallel_size", "has a meaning for pipeline_schedule interleaved only, got {}",
+            "virtual_pipeline_model_parallel_size",
+            "has a meaning for pipeline_schedule interleaved only, got {}",
             virtual_pipeline_model_parallel_size);
   e.require(pipeline_schedule != "interleaved" || virtual_pipeline_model_parallel_size >= 2,
             "virtual_pipeline_model_parallel_size", "must be >= 2 for pipeline_schedule interleaved, got {}",
@@ -34,7 +35,8 @@ void ParallelConfig::validate(ConfigErrors& e) const {
   e.one_of(cp_comm_type, "cp_comm_type", {"p2p", "a2a"});
   e.require(zero_stage >= 0 && zero_stage <= 3, "zero_stage", "must be 0, 1, 2 or 3, got {}", zero_stage);
   positive(e, "num_distributed_optimizer_instances", num_distributed_optimizer_instances);
-  e.require(zero_stage >= 1 || num_distributed_optimizer_instances == 1, "num_distributed_optimizer_instances",
+  e.require(zero_stage >= 1 || num_distributed_optimizer_instances == 1,
+            "num_distributed_optimizer_instances",
             "has a meaning for zero_stage 1 to 3, which shard something; got {} with zero_stage 0",
             num_distributed_optimizer_instances);
   e.require(bucket_size_mb > 0 && bucket_size_mb <= 4096, "bucket_size_mb", "must be in (0, 4096], got {}",

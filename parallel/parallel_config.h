@@ -23,8 +23,10 @@ struct ParallelConfig {
   int64_t expert_model_parallel_size = 1;
   bool sequence_parallel = true;  // has an effect only with tensor_model_parallel_size > 1
   int64_t zero_stage = 1;
-  int64_t num_distributed_optimizer_instances = 1;  // copies of the sharded state; see parallel/zero/hierarchy.h
-  // Gradient bucket, MiB of fp32: large enough for full link bandwidth, small enough to overlap; see zero/bucket_plan.h
+  int64_t num_distributed_optimizer_instances =
+      1;  // copies of the sharded state; see parallel/zero/hierarchy.h
+  // Gradient bucket, MiB of fp32: large enough for full link bandwidth, small enough to overlap; see
+  // zero/bucket_plan.h
   double bucket_size_mb = 100.0;
   double collective_timeout_s = 300.0;  // deadline of every collective; passing it ends the job
   bool operator==(const ParallelConfig&) const = default;
@@ -46,7 +48,8 @@ struct ParallelConfig {
     v("expert_model_parallel_size", expert_model_parallel_size, MayChange, "ranks that share the experts");
     v("sequence_parallel", sequence_parallel, MayChange,
       "shard norms and residuals along the sequence inside a tensor-parallel group");
-    v("zero_stage", zero_stage, MayChange, "what data-parallel ranks shard: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too");
+    v("zero_stage", zero_stage, MayChange,
+      "what data-parallel ranks shard: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too");
     v("num_distributed_optimizer_instances", num_distributed_optimizer_instances, MayChange,
       "copies of the sharded state: as many as nodes keeps the sharding inside each node; zero_stage 1 to 3");
     v("bucket_size_mb", bucket_size_mb, MayChange, "size of a gradient bucket in MiB (fp32)");

@@ -31,16 +31,19 @@ class TurnComm final : public Comm {
   WorkPtr all_reduce(void* data, int64_t count, DType dtype, ReduceOp op, std::string_view site) override {
     return by_turns(comm_.all_reduce(data, count, dtype, op, site));
   }
-  WorkPtr reduce_scatter(const void* send, void* recv, int64_t count, DType dtype, std::string_view site) override {
+  WorkPtr reduce_scatter(const void* send, void* recv, int64_t count, DType dtype,
+                         std::string_view site) override {
     return by_turns(comm_.reduce_scatter(send, recv, count, dtype, site));
   }
-  WorkPtr all_gather(const void* send, void* recv, int64_t count, DType dtype, std::string_view site) override {
+  WorkPtr all_gather(const void* send, void* recv, int64_t count, DType dtype,
+                     std::string_view site) override {
     return by_turns(comm_.all_gather(send, recv, count, dtype, site));
   }
   WorkPtr broadcast(void* data, int64_t count, DType dtype, int root, std::string_view site) override {
     return by_turns(comm_.broadcast(data, count, dtype, root, site));
   }
-  WorkPtr all_to_all(const void* send, void* recv, int64_t count, DType dtype, std::string_view site) override {
+  WorkPtr all_to_all(const void* send, void* recv, int64_t count, DType dtype,
+                     std::string_view site) override {
     return by_turns(comm_.all_to_all(send, recv, count, dtype, site));
   }
   WorkPtr send(const void* data, int64_t count, DType dtype, int peer, std::string_view site) override {
@@ -142,6 +145,8 @@ void SideBySide::give_turn() {
   if (error_) throw Abandoned{};
 }
 
-std::unique_ptr<Comm> SideBySide::waiting_by_turns(Comm& comm) { return std::make_unique<TurnComm>(*this, comm); }
+std::unique_ptr<Comm> SideBySide::waiting_by_turns(Comm& comm) {
+  return std::make_unique<TurnComm>(*this, comm);
+}
 
 }  // namespace hearth

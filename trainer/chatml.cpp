@@ -4,8 +4,10 @@ namespace hearth {
 
 std::string default_system_message(std::string_view chat_template) {
   // In Jinja source the line break of a string literal is written as the two characters \n, or as a real one.
-  for (const std::string_view marker : {std::string_view("<|im_start|>system\\n"), std::string_view("<|im_start|>system\n")}) {
-    for (size_t at = chat_template.find(marker); at != std::string_view::npos; at = chat_template.find(marker, at + 1)) {
+  for (const std::string_view marker :
+       {std::string_view("<|im_start|>system\\n"), std::string_view("<|im_start|>system\n")}) {
+    for (size_t at = chat_template.find(marker); at != std::string_view::npos;
+         at = chat_template.find(marker, at + 1)) {
       const size_t begin = at + marker.size(), end = chat_template.find("<|im_end|>", begin);
       if (end == std::string_view::npos) break;
       const std::string_view text = chat_template.substr(begin, end - begin);

@@ -1,4 +1,5 @@
-// ChatML conversations (<|im_start|>role ... <|im_end|>) without a template engine: what `hearth generate --chat` needs.
+// ChatML conversations (<|im_start|>role ... <|im_end|>) without a template engine: what `hearth generate
+// --chat` needs.
 #pragma once
 
 #include <string>

@@ -10,7 +10,9 @@ namespace hearth {
 namespace {
 
 // Bytes that each of `ranks` sends to spread or to collect `bytes` once; an all-reduce does both.
-int64_t moved(int64_t bytes, int64_t ranks) { return bytes / ranks * (ranks - 1) + bytes % ranks * (ranks - 1) / ranks; }
+int64_t moved(int64_t bytes, int64_t ranks) {
+  return bytes / ranks * (ranks - 1) + bytes % ranks * (ranks - 1) / ranks;
+}
 
 class Volume {
  public:
@@ -52,9 +54,10 @@ class Volume {
            std::find(modules.begin(), modules.end(), module) != modules.end();
   }
 
-  // All rows of a micro-batch cross the group: with sequence parallelism by a gather or a scatter, four of them in a
-  // layer's forward and six in its backward (two inputs are gathered again for their weight gradients), else by
-  // all-reduces, two and two. The table and the head take two gathers or scatters, or one all-reduce.
+  // All rows of a micro-batch cross the group: with sequence parallelism by a gather or a scatter, four of
+  // them in a layer's forward and six in its backward (two inputs are gathered again for their weight
+  // gradients), else by all-reduces, two and two. The table and the head take two gathers or scatters, or one
+  // all-reduce.
   int64_t tensor() const {
     if (tensor_ == 1) return 0;
     const int64_t crossing = moved(rows_ * config_.model.hidden_size * element_, tensor_);
@@ -106,8 +109,8 @@ class Volume {
     }
     return moved(element_ * bytes, shard_);
   }
-  // Of a matrix in one micro-batch: layers in forward and in backward; the table where it is looked up, the head where
-  // it makes logits and their gradients in one go.
+  // Of a matrix in one micro-batch: layers in forward and in backward; the table where it is looked up, the
+  // head where it makes logits and their gradients in one go.
   int64_t uses(const ParameterShard& shard) const {
     const int64_t head_unit = 1 + config_.model.num_hidden_layers;
     if (shard.unit == head_unit) return 1;
@@ -125,15 +128,20 @@ class Volume {
   int64_t replicated() const {
     const int64_t owners = config_.parallel.zero_stage == 0 ? 1 : shard_;
     int64_t bytes = 0;
-    for (const ParameterShard& shard : shards_) bytes += 2 * moved(4 * shard.storage_elements() / owners, sharers(shard));
+    for (const ParameterShard& shard : shards_)
+      bytes += 2 * moved(4 * shard.storage_elements() / owners, sharers(shard));
     return bytes;
   }
   int64_t sharers(const ParameterShard& shard) const {
     switch (shard.sum) {
-      case GradientSum::TensorParallel: return tensor_;
-      case GradientSum::KvReplicas: return local_heads(config_.model, tensor_, partition_.tensor_rank).replicas;
-      case GradientSum::TiedEmbedding: return 2;
-      default: return 1;
+      case GradientSum::TensorParallel:
+        return tensor_;
+      case GradientSum::KvReplicas:
+        return local_heads(config_.model, tensor_, partition_.tensor_rank).replicas;
+      case GradientSum::TiedEmbedding:
+        return 2;
+      default:
+        return 1;
     }
   }
 
@@ -143,7 +151,8 @@ class Volume {
   std::vector<ParameterShard> shards_;
   int pipeline_rank_;
   int64_t tensor_, context_;  // sizes of the groups over which activations and sequences are shared
-  int64_t copies_, shard_;    // data x context parallel ranks: so many copies of the state, each over so many ranks
+  int64_t copies_,
+      shard_;  // data x context parallel ranks: so many copies of the state, each over so many ranks
   int64_t micros_, rows_, element_;
 };
 

@@ -41,7 +41,9 @@ at::Device select_device(DeviceChoice choice, int local_rank) {
   return {at::kCUDA, index};
 }
 
-void set_compute_threads(int threads) { at::set_num_threads(threads); }
+void set_compute_threads(int threads) {
+  at::set_num_threads(threads);
+}
 
 void set_deterministic(bool on) {
   at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
@@ -93,14 +95,15 @@ double peak_flops(at::Device device) {
 HostAllocator snapshot_allocator([[maybe_unused]] at::Device device) {
 #ifdef HEARTH_CUDA
   if (device.is_cuda())
-    return {[](int64_t bytes) {
-              void* memory = nullptr;
-              const cudaError_t error = cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
-              HEARTH_CHECK(error == cudaSuccess, Cuda, "cannot pin {} bytes of host memory for a checkpoint: {}", bytes,
-                           cudaGetErrorString(error));
-              return memory;
-            },
-            [](void* memory) { cudaFreeHost(memory); }};
+    return {
+        [](int64_t bytes) {
+          void* memory = nullptr;
+          const cudaError_t error = cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
+          HEARTH_CHECK(error == cudaSuccess, Cuda, "cannot pin {} bytes of host memory for a checkpoint: {}",
+                       bytes, cudaGetErrorString(error));
+          return memory;
+        },
+        [](void* memory) { cudaFreeHost(memory); }};
 #endif
   return {};
 }

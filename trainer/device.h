@@ -20,15 +20,16 @@ DeviceChoice parse_device_choice(const std::string& text);
 
 int64_t num_cuda_devices();  // 0 without a GPU, a driver, or CUDA support in the build
 
-// Auto: CUDA where there is a device. Local rank r gets device r modulo the number of devices. Makes it current.
-// Throws Error{Cuda} where CUDA is asked for and there is none.
+// Auto: CUDA where there is a device. Local rank r gets device r modulo the number of devices. Makes it
+// current. Throws Error{Cuda} where CUDA is asked for and there is none.
 at::Device select_device(DeviceChoice choice, int local_rank);
 
 // Process-wide: ATen's intra-op threads; deterministic algorithms and full-precision fp32 matrix products.
 void set_compute_threads(int threads);
 void set_deterministic(bool on);
 
-// To be called on another thread, which then computes like this one: same device, stream and number of threads.
+// To be called on another thread, which then computes like this one: same device, stream and number of
+// threads.
 std::function<void()> like_this_thread(at::Device device);
 
 void synchronize(at::Device device);

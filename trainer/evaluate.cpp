@@ -19,7 +19,8 @@ struct Window {
 };
 
 // Runs the windows as one padded batch (the pad is behind the text, so causal attention never sees it).
-void score_windows(InferenceModel& model, const std::vector<Window>& windows, std::deque<DocumentScore>& documents) {
+void score_windows(InferenceModel& model, const std::vector<Window>& windows,
+                   std::deque<DocumentScore>& documents) {
   int64_t longest = 0;
   for (const Window& w : windows) longest = std::max(longest, w.length);
   const auto batch = static_cast<int64_t>(windows.size());
@@ -39,7 +40,8 @@ void score_windows(InferenceModel& model, const std::vector<Window>& windows, st
   input.ids_N = ids.to(model.device());
   input.layout.batch = batch;
   input.layout.sequence = longest;
-  const at::Tensor logprobs = model.token_logprobs(input, targets.to(model.device())).to(at::kCPU, at::kFloat);
+  const at::Tensor logprobs =
+      model.token_logprobs(input, targets.to(model.device())).to(at::kCPU, at::kFloat);
   const float* value = logprobs.data_ptr<float>();
   for (int64_t b = 0; b < batch; ++b) {
     const Window& w = windows[static_cast<size_t>(b)];
@@ -60,18 +62,23 @@ void add_to_totals(const DocumentScore& document, EvaluationTotals& totals) {
 
 }  // namespace
 
-double EvaluationTotals::loss() const { return loss_sum / static_cast<double>(num_tokens); }
+double EvaluationTotals::loss() const {
+  return loss_sum / static_cast<double>(num_tokens);
+}
 
 double EvaluationTotals::unigram_loss() const {
   double entropy = 0.0;
   for (const int64_t count : target_counts)
     if (count > 0)
-      entropy -= static_cast<double>(count) * std::log(static_cast<double>(count) / static_cast<double>(num_tokens));
+      entropy -=
+          static_cast<double>(count) * std::log(static_cast<double>(count) / static_cast<double>(num_tokens));
   return entropy / static_cast<double>(num_tokens);
 }
 
-EvaluationTotals evaluate(InferenceModel& model, const std::function<std::optional<std::vector<int32_t>>()>& next,
-                          const std::function<void(const DocumentScore&)>& on_document, int64_t tokens_per_batch) {
+EvaluationTotals evaluate(InferenceModel& model,
+                          const std::function<std::optional<std::vector<int32_t>>()>& next,
+                          const std::function<void(const DocumentScore&)>& on_document,
+                          int64_t tokens_per_batch) {
   const int64_t context = model.config().max_position_embeddings, vocab = model.config().vocab_size;
   EvaluationTotals totals;
   totals.target_counts.assign(static_cast<size_t>(vocab), 0);
@@ -89,7 +96,8 @@ EvaluationTotals evaluate(InferenceModel& model, const std::function<std::option
   int64_t longest = 0;
   while (auto ids = next()) {
     for (const int32_t id : *ids)
-      HEARTH_CHECK(id >= 0 && id < vocab, BadInput, "document {}: token id {} is not below the model's vocabulary of {}",
+      HEARTH_CHECK(id >= 0 && id < vocab, BadInput,
+                   "document {}: token id {} is not below the model's vocabulary of {}",
                    totals.num_documents + static_cast<int64_t>(documents.size()), id, vocab);
     const auto length = static_cast<int64_t>(ids->size());
     documents.push_back({std::move(*ids), std::vector<std::optional<float>>(static_cast<size_t>(length))});

@@ -12,8 +12,8 @@ Generation generate(InferenceModel& model, std::span<const int32_t> prompt, cons
   const ModelConfig& config = model.config();
   const auto length = static_cast<int64_t>(prompt.size());
   HEARTH_REQUIRE(length > 0, "the prompt encodes to no tokens; give at least one character");
-  HEARTH_REQUIRE(length <= config.max_position_embeddings, "the prompt has {} tokens, the model's context {}", length,
-                 config.max_position_embeddings);
+  HEARTH_REQUIRE(length <= config.max_position_embeddings, "the prompt has {} tokens, the model's context {}",
+                 length, config.max_position_embeddings);
   const int64_t limit = std::min(options.max_new_tokens, config.max_position_embeddings - length);
   auto caches = model.make_caches(length + std::max<int64_t>(limit, 0));
   const CounterRng rng(options.seed, "generate");
@@ -21,8 +21,9 @@ Generation generate(InferenceModel& model, std::span<const int32_t> prompt, cons
   Generation out;
   for (int64_t i = 0; i < limit; ++i) {
     const at::Tensor logits = model.logits(pending, &caches, /*last=*/1);
-    const int32_t token = sample_token({logits.const_data_ptr<float>(), logits.const_data_ptr<float>() + logits.numel()},
-                                       options.sampling, rng.uniform(static_cast<uint64_t>(i)));
+    const int32_t token =
+        sample_token({logits.const_data_ptr<float>(), logits.const_data_ptr<float>() + logits.numel()},
+                     options.sampling, rng.uniform(static_cast<uint64_t>(i)));
     out.ids.push_back(token);
     if (on_token) on_token(token);
     if (std::find(options.eos_ids.begin(), options.eos_ids.end(), token) != options.eos_ids.end()) {

@@ -25,9 +25,9 @@ struct Generation {
   FinishReason finish = FinishReason::Length;
 };
 
-// Draw i of a generation depends on (seed, i) only; all ranks of a replica draw the same. `on_token` (may be empty)
-// sees each new token at once.
-// Throws Error{Usage} for an empty prompt or one longer than max_position_embeddings.
+// Draw i of a generation depends on (seed, i) only; all ranks of a replica draw the same. `on_token` (may be
+// empty) sees each new token at once. Throws Error{Usage} for an empty prompt or one longer than
+// max_position_embeddings.
 Generation generate(InferenceModel& model, std::span<const int32_t> prompt, const GenerationOptions& options,
                     const std::function<void(int32_t)>& on_token);
 

@@ -1,6 +1,6 @@
-// A model that answers, under any layout: what eval, generate, export and the samples of a training run compute
-// with. The ranks of one data-parallel replica make the same calls and all get the results;
-// replicas know nothing of each other, unless parameters are sharded over them (zero_stage 3): then they make as many
+// A model that answers, under any layout: what eval, generate, export and the samples of a training run
+// compute with. The ranks of one data-parallel replica make the same calls and all get the results; replicas
+// know nothing of each other, unless parameters are sharded over them (zero_stage 3): then they make as many
 // calls of the same sizes. Without a graph. Borrows everything. Not thread-safe.
 #pragma once
 
@@ -24,8 +24,8 @@ class InferenceModel {
   at::Tensor token_logprobs(const ModelInput& input, const at::Tensor& targets_N);
   // Keys and values of this rank's layers and heads, for one sequence of up to `capacity` tokens.
   std::vector<KvCache> make_caches(int64_t capacity) const;
-  // Feeds the tokens of one sequence behind the caches (null: nothing is kept). fp32 [last, vocab_size] on the
-  // host: logits of the last `last` of them.
+  // Feeds the tokens of one sequence behind the caches (null: nothing is kept). fp32 [last, vocab_size] on
+  // the host: logits of the last `last` of them.
   at::Tensor logits(const std::vector<int64_t>& ids, std::vector<KvCache>* caches, int64_t last);
 
   const ModelConfig& config() const { return chunks_[0]->config(); }

@@ -53,8 +53,8 @@ ParallelConfig layout_of_all(const ModelConfig& model, int ranks) {
   return layout;
 }
 
-ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DType dtype, at::Device device, Job& job,
-                      const ParallelConfig& layout) {
+ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DType dtype, at::Device device,
+                      Job& job, const ParallelConfig& layout) {
   const Mesh mesh = Mesh::from_config(layout, job.control->world_size());
   require_tensor_parallel(model, mesh.size(MeshAxis::Tp));
   const ExperimentConfig config = experiment_of(model, layout, mesh);
@@ -71,15 +71,16 @@ ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DTy
   share.transformer = std::make_unique<Transformer>(config.model, *share.parameters, RecomputeChoice{},
                                                     partition.chunks[0], context);
   const std::vector<Transformer*> chunks{share.transformer.get()};
-  share.executor = std::make_unique<PipelineExecutor>(schedule, share.groups->coordinate(MeshAxis::Pp), chunks,
-                                                      share.groups->links);
+  share.executor = std::make_unique<PipelineExecutor>(schedule, share.groups->coordinate(MeshAxis::Pp),
+                                                      chunks, share.groups->links);
   share.inference = std::make_unique<InferenceModel>(*share.executor, chunks, share.groups->pipeline.get());
   return share;
 }
 
 const Tokenizer& LoadedModel::require_tokenizer() const {
   HEARTH_CHECK(bundle.tokenizer != nullptr, BadInput,
-               "{} carries no tokenizer; put tokenizer.json (or tokenizer.model) into that folder", bundle.origin);
+               "{} carries no tokenizer; put tokenizer.json (or tokenizer.model) into that folder",
+               bundle.origin);
   return *bundle.tokenizer;
 }
 
@@ -91,7 +92,8 @@ std::vector<int32_t> LoadedModel::eos_ids() const {
 
 LoadedModel load_model(ModelBundle bundle, std::optional<DType> dtype, at::Device device, Job& job,
                        const ParallelConfig& layout) {
-  ModelShare share = load_share(bundle.config, *bundle.tensors, dtype.value_or(bundle.stored_dtype), device, job, layout);
+  ModelShare share =
+      load_share(bundle.config, *bundle.tensors, dtype.value_or(bundle.stored_dtype), device, job, layout);
   return {std::move(share), std::move(bundle)};
 }
 

@@ -1,5 +1,5 @@
-// A model ready to compute: weights from a checkpoint, an HF directory or any other TensorSource, loaded onto this
-// rank's device, whole or this rank's share under a layout. What eval, generate and export answer with.
+// A model ready to compute: weights from a checkpoint, an HF directory or any other TensorSource, loaded onto
+// this rank's device, whole or this rank's share under a layout. What eval, generate and export answer with.
 #pragma once
 
 #include <memory>
@@ -14,11 +14,12 @@
 
 namespace hearth {
 
-// Tensor and pipeline sizes of `layout`, as a training has them. What only a training needs becomes plain: one chunk a
-// rank, nothing sharded; the ranks that would share a sequence are replicas like the data-parallel ones.
+// Tensor and pipeline sizes of `layout`, as a training has them. What only a training needs becomes plain:
+// one chunk a rank, nothing sharded; the ranks that would share a sequence are replicas like the
+// data-parallel ones.
 ParallelConfig answering_layout(ParallelConfig layout);
-// One copy of the model on all of `ranks`: as many tensor-parallel ranks as its shape takes, the rest pipeline stages.
-// Where that cannot be, several copies.
+// One copy of the model on all of `ranks`: as many tensor-parallel ranks as its shape takes, the rest
+// pipeline stages. Where that cannot be, several copies.
 ParallelConfig layout_of_all(const ModelConfig& model, int ranks);
 
 struct ModelShare {
@@ -37,10 +38,10 @@ struct ModelShare {
   }
 };
 
-// Collective over the job. Every rank reads its own slices only. `layout` as answering_layout returns it. Throws
-// Error{Config} for a layout that the model or the number of ranks cannot take.
-ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DType dtype, at::Device device, Job& job,
-                      const ParallelConfig& layout);
+// Collective over the job. Every rank reads its own slices only. `layout` as answering_layout returns it.
+// Throws Error{Config} for a layout that the model or the number of ranks cannot take.
+ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DType dtype, at::Device device,
+                      Job& job, const ParallelConfig& layout);
 
 // The MODEL argument of a verb.
 struct LoadedModel : ModelShare {

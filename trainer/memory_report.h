@@ -20,7 +20,8 @@ class MemoryReport {
   MemoryReport(Log& log, MemoryLedger& ledger, const MemoryEstimate& estimate);
   // After each training step; the first step allocates what the second one finds, later ones are like it.
   void step(int64_t step);
-  // Collective. A line for metrics.jsonl: each part of the rank that held most of it; empty where no step ran.
+  // Collective. A line for metrics.jsonl: each part of the rank that held most of it; empty where no step
+  // ran.
   std::optional<std::string> finish(ControlPlane& control, int64_t step);
 
  private:

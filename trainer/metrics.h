@@ -16,10 +16,11 @@ struct StepMetrics {
   int64_t step = 0;  // steps done, this one included
   double lm_loss = 0, grad_norm = 0, learning_rate = 0;
   double tokens_per_second = 0;
-  double tflops = 0;           // of one rank, attention counted causal
+  double tflops = 0;                  // of one rank, attention counted causal
   std::optional<double> mfu_percent;  // of the device's dense bf16 peak; empty where that is not known
   int64_t consumed_tokens = 0, skipped_iterations = 0;
-  std::string to_json() const;  // field names of the design: "lm loss", "grad_norm", ...; losses with 17 digits
+  std::string to_json()
+      const;  // field names of the design: "lm loss", "grad_norm", ...; losses with 17 digits
 };
 
 struct ValidationMetrics {
@@ -32,8 +33,8 @@ struct ValidationMetrics {
 // Appends lines to a file; each line is one write, so that a kill tears at most the last one. Rank 0 only.
 class JsonlWriter {
  public:
-  // Keeps the lines of `path` whose "step" is at most `keep_up_to_step` (a resumed run repeats the later ones) and
-  // drops a torn last line.
+  // Keeps the lines of `path` whose "step" is at most `keep_up_to_step` (a resumed run repeats the later
+  // ones) and drops a torn last line.
   JsonlWriter(FileSystem& fs, const std::string& path, int64_t keep_up_to_step);
   void write(const std::string& json);
 

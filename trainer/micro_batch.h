@@ -10,7 +10,7 @@ namespace hearth {
 
 struct MicroBatch {
   ModelInput input;
-  at::Tensor targets_N;      // int64, -100 where the target does not count
+  at::Tensor targets_N;  // int64, -100 where the target does not count
   int64_t valid_targets = 0;
 };
 

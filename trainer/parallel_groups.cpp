@@ -16,13 +16,15 @@ namespace {
 // Makes communicators for one job: every rank calls make() with the group that it is in.
 class Maker {
  public:
-  Maker(Job& job, const Mesh& mesh, at::Device device, double timeout_s) : job_(job), mesh_(mesh), timeout_s_(timeout_s) {
+  Maker(Job& job, const Mesh& mesh, at::Device device, double timeout_s)
+      : job_(job), mesh_(mesh), timeout_s_(timeout_s) {
     if (device.is_cuda()) cuda_device_ = device.index();
   }
 
   std::unique_ptr<Comm> make(const char* name, std::vector<int> ranks) const {
-    return make_comm(job_, {.group = name, .ranks = std::move(ranks), .cuda_device = cuda_device_,
-                            .timeout_s = timeout_s_});
+    return make_comm(
+        job_,
+        {.group = name, .ranks = std::move(ranks), .cuda_device = cuda_device_, .timeout_s = timeout_s_});
   }
   // Null where no rank of the job has company in such a group; all ranks agree on that.
   std::unique_ptr<Comm> make_unless_alone(const char* name, std::vector<int> ranks, bool exists) const {
@@ -51,15 +53,17 @@ std::vector<int> kv_replica_group(const std::vector<int>& tensor_group, int coor
   return {begin, begin + size};
 }
 
-// NCCL connects to a peer inside the first send or recv and blocks there until the peer comes: done here in an order that
-// all ranks share, since a schedule may post its first recv long before the peer's send.
-void connect(const PipelineLinks& links, const std::vector<std::vector<std::pair<int, int>>>& rounds, int stage,
-             at::Device device) {
+// NCCL connects to a peer inside the first send or recv and blocks there until the peer comes: done here in
+// an order that all ranks share, since a schedule may post its first recv long before the peer's send.
+void connect(const PipelineLinks& links, const std::vector<std::vector<std::pair<int, int>>>& rounds,
+             int stage, at::Device device) {
   const at::Tensor word = at::zeros({1}, at::TensorOptions(device).dtype(at::kFloat));
   for (const auto& round : rounds)
     for (const auto& [from, to] : round) {
-      if (from == stage) links.link(from, to).send(word.data_ptr(), 1, DType::F32, /*peer=*/1, "pp.connect")->wait();
-      if (to == stage) links.link(from, to).recv(word.data_ptr(), 1, DType::F32, /*peer=*/0, "pp.connect")->wait();
+      if (from == stage)
+        links.link(from, to).send(word.data_ptr(), 1, DType::F32, /*peer=*/1, "pp.connect")->wait();
+      if (to == stage)
+        links.link(from, to).recv(word.data_ptr(), 1, DType::F32, /*peer=*/0, "pp.connect")->wait();
     }
 }
 
@@ -88,7 +92,8 @@ std::vector<std::vector<std::pair<int, int>>> link_rounds(const PipelineSchedule
   return rounds;
 }
 
-ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, const Mesh& mesh, at::Device device) {
+ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, const Mesh& mesh,
+                                    at::Device device) {
   const Maker maker(job, mesh, device, config.parallel.collective_timeout_s);
   const PipelineSchedule schedule = pipeline_schedule(config, mesh);
   const int64_t kv_replicas = local_heads(config.model, mesh.size(MeshAxis::Tp), 0).replicas;
@@ -111,22 +116,27 @@ ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, co
   const auto tensor_ranks = mesh.group(groups.rank, MeshAxis::Tp);
   const int tensor_coordinate = groups.coordinate(MeshAxis::Tp), stage = groups.coordinate(MeshAxis::Pp);
   groups.tensor = maker.make_unless_alone("tp", tensor_ranks, mesh.size(MeshAxis::Tp) > 1);
-  groups.pipeline = maker.make_unless_alone("pp.all", mesh.group(groups.rank, MeshAxis::Pp), mesh.size(MeshAxis::Pp) > 1);
-  groups.context = maker.make_unless_alone("cp", mesh.group(groups.rank, MeshAxis::Cp), mesh.size(MeshAxis::Cp) > 1);
-  groups.kv_replicas = maker.make_unless_alone("kv", kv_replica_group(tensor_ranks, tensor_coordinate, kv_replicas),
-                                               kv_replicas > 1);
+  groups.pipeline =
+      maker.make_unless_alone("pp.all", mesh.group(groups.rank, MeshAxis::Pp), mesh.size(MeshAxis::Pp) > 1);
+  groups.context =
+      maker.make_unless_alone("cp", mesh.group(groups.rank, MeshAxis::Cp), mesh.size(MeshAxis::Cp) > 1);
+  groups.kv_replicas = maker.make_unless_alone(
+      "kv", kv_replica_group(tensor_ranks, tensor_coordinate, kv_replicas), kv_replicas > 1);
   const int first = schedule.place(0).rank, last = schedule.place(schedule.virtual_stages() - 1).rank;
   std::vector<int> ends{groups.rank};
   if (stage == first || stage == last) ends = {maker.at_pipeline_rank(first), maker.at_pipeline_rank(last)};
-  groups.tied_embedding = maker.make_unless_alone("embd", ends, config.model.tie_word_embeddings && first != last);
+  groups.tied_embedding =
+      maker.make_unless_alone("embd", ends, config.model.tie_word_embeddings && first != last);
   for (const auto& round : link_rounds(schedule)) {
-    const auto mine = std::find_if(round.begin(), round.end(),
-                                   [&](const auto& pair) { return pair.first == stage || pair.second == stage; });
+    const auto mine = std::find_if(round.begin(), round.end(), [&](const auto& pair) {
+      return pair.first == stage || pair.second == stage;
+    });
     if (mine == round.end()) {
       maker.make("pp", {groups.rank});
     } else {
-      groups.links.add(mine->first, mine->second,
-                       maker.make("pp", {maker.at_pipeline_rank(mine->first), maker.at_pipeline_rank(mine->second)}));
+      groups.links.add(
+          mine->first, mine->second,
+          maker.make("pp", {maker.at_pipeline_rank(mine->first), maker.at_pipeline_rank(mine->second)}));
     }
   }
   if (device.is_cuda()) connect(groups.links, link_rounds(schedule), stage, device);
@@ -134,7 +144,8 @@ ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, co
 }
 
 void ParallelGroups::set_compute_stream(StreamHandle stream) {
-  for (Comm* comm : {world.get(), data.get(), pipeline.get(), shard.get(), replicas.get(), tensor.get(), context.get(), kv_replicas.get(), tied_embedding.get()})
+  for (Comm* comm : {world.get(), data.get(), pipeline.get(), shard.get(), replicas.get(), tensor.get(),
+                     context.get(), kv_replicas.get(), tied_embedding.get()})
     if (comm != nullptr) comm->set_compute_stream(stream);
   for (const auto& [pair, comm] : links.all()) comm->set_compute_stream(stream);
 }

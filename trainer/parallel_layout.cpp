@@ -32,17 +32,19 @@ std::vector<int> layers_per_stage(const ExperimentConfig& config, const Pipeline
     check_split(split, checked_cast<int>(m.num_hidden_layers), stages);
     return split;
   }
-  // Flops of a token forward: the head is a matrix of vocab_size x hidden_size, the lookup is next to nothing.
+  // Flops of a token forward: the head is a matrix of vocab_size x hidden_size, the lookup is next to
+  // nothing.
   ModelConfig layers_only = m;
   layers_only.vocab_size = 1;
   const double layers = model_flops(layers_only, config.data.seq_length).per_token_causal / 3.0;
   const double head = 2.0 * static_cast<double>(m.vocab_size) * static_cast<double>(m.hidden_size);
-  return split_layers(checked_cast<int>(m.num_hidden_layers), schedule,
-                      {.layer = layers / static_cast<double>(m.num_hidden_layers), .embedding = 0, .head = head});
+  return split_layers(
+      checked_cast<int>(m.num_hidden_layers), schedule,
+      {.layer = layers / static_cast<double>(m.num_hidden_layers), .embedding = 0, .head = head});
 }
 
-ModelPartition model_partition(const ExperimentConfig& config, const Mesh& mesh, const PipelineSchedule& schedule,
-                               int rank) {
+ModelPartition model_partition(const ExperimentConfig& config, const Mesh& mesh,
+                               const PipelineSchedule& schedule, int rank) {
   const auto chunks = model_chunks(layers_per_stage(config, schedule));
   const int stage = mesh.coordinate(rank, MeshAxis::Pp);
   ModelPartition partition;

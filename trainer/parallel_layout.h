@@ -1,4 +1,5 @@
-// From the experiment file and the mesh to what one rank does: its pipeline schedule and its part of the model. Pure.
+// From the experiment file and the mesh to what one rank does: its pipeline schedule and its part of the
+// model. Pure.
 #pragma once
 
 #include <vector>
@@ -14,9 +15,10 @@ namespace hearth {
 int64_t micro_batches_per_step(const ExperimentConfig& config, const Mesh& mesh);
 // With transfers. Throws Error{Config} for counts that the schedule cannot take.
 PipelineSchedule pipeline_schedule(const ExperimentConfig& config, const Mesh& mesh);
-// Layers per virtual stage: parallel.pipeline_model_parallel_layout, or the split that balances flops, head included.
+// Layers per virtual stage: parallel.pipeline_model_parallel_layout, or the split that balances flops, head
+// included.
 std::vector<int> layers_per_stage(const ExperimentConfig& config, const PipelineSchedule& schedule);
-ModelPartition model_partition(const ExperimentConfig& config, const Mesh& mesh, const PipelineSchedule& schedule,
-                               int rank);
+ModelPartition model_partition(const ExperimentConfig& config, const Mesh& mesh,
+                               const PipelineSchedule& schedule, int rank);
 
 }  // namespace hearth

@@ -43,8 +43,7 @@ ModelContext ParallelModel::model_context(const ParallelConfig& config, const Pi
   if (tensor != nullptr)
     context.rows =
         RowCollectives(*tensor, config.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {sequence,
-                      config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  context.sequence = {sequence, config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
   context.events = optimizer_.get();
   return context;
 }
@@ -83,7 +82,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   optimizer_ =
       std::make_unique<DistributedOptimizer>(config.optimizer, *parameters_,
                                              OptimizerComms{.data_parallel = groups.shards(),
-                                                                     .replicas = groups.replicas.get(),
+                                                            .replicas = groups.replicas.get(),
                                                             .tensor_parallel = groups.tensor.get(),
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},

@@ -69,7 +69,8 @@ class ParallelModel {
   bool counts_loss_;  // of the ranks that compute the same loss, this one adds it to the totals
   std::unique_ptr<ParameterStore> parameters_;
   std::unique_ptr<DistributedOptimizer> optimizer_;
-  // Only for schedules with the overlapped action, where there are waits to overlap; the chunks' communicators then.
+  // Only for schedules with the overlapped action, where there are waits to overlap; the chunks'
+  // communicators then.
   std::unique_ptr<SideBySide> side_by_side_;
   std::unique_ptr<Comm> tensor_by_turns_, context_by_turns_;
   std::vector<std::unique_ptr<Transformer>> chunks_;

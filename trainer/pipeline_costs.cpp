@@ -11,8 +11,9 @@ ScheduleCosts pipeline_costs(const ExperimentConfig& config, const PipelineSched
   const auto real = [](int64_t value) { return static_cast<double>(value); };
   ModelConfig layers_only = m;
   layers_only.vocab_size = 1;
-  const double tokens = real(config.training.micro_batch_size * config.data.seq_length) /
-                        real(config.parallel.context_parallel_size * config.parallel.tensor_model_parallel_size);
+  const double tokens =
+      real(config.training.micro_batch_size * config.data.seq_length) /
+      real(config.parallel.context_parallel_size * config.parallel.tensor_model_parallel_size);
   const double forward = tokens * model_flops(layers_only, config.data.seq_length).per_token_causal / 3 /
                          real(m.num_hidden_layers);
   // QK^T and PV, 2 x 2 x S x heads x head_dim a token, half of it under the causal mask.
@@ -22,7 +23,8 @@ ScheduleCosts pipeline_costs(const ExperimentConfig& config, const PipelineSched
   const auto& modules = config.recompute.modules;
   const bool selective = config.recompute.granularity == "selective";
   double rebuilt = config.recompute.granularity == "full" ? forward : 0;
-  if (selective && std::find(modules.begin(), modules.end(), "core_attn") != modules.end()) rebuilt = attention;
+  if (selective && std::find(modules.begin(), modules.end(), "core_attn") != modules.end())
+    rebuilt = attention;
 
   ScheduleCosts costs;
   for (const int layers : layers_per_stage(config, schedule))

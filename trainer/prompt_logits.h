@@ -11,9 +11,9 @@
 
 namespace hearth {
 
-// Logits [ids.size(), vocab_size], row-major, on every rank of the job; collective. A rank holds its share of the
-// model under `layout` (answering_layout), 4 bytes a parameter, while it runs. Deterministic: equal weights,
-// configuration and layout give equal bits. ids must be below vocab_size.
+// Logits [ids.size(), vocab_size], row-major, on every rank of the job; collective. A rank holds its share of
+// the model under `layout` (answering_layout), 4 bytes a parameter, while it runs. Deterministic: equal
+// weights, configuration and layout give equal bits. ids must be below vocab_size.
 std::vector<float> prompt_logits(Job& job, const ParallelConfig& layout, const ModelConfig& config,
                                  const TensorSource& tensors, const std::vector<int32_t>& ids);
 

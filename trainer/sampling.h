@@ -1,4 +1,5 @@
-// Choosing the next token from logits: greedy, temperature, nucleus (top-p: Holtzman et al. 2020). Pure functions.
+// Choosing the next token from logits: greedy, temperature, nucleus (top-p: Holtzman et al. 2020). Pure
+// functions.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,8 @@ struct SamplingOptions {
   double top_p = 1.0;        // keep the smallest set of tokens whose probability reaches this
 };
 
-// `uniform` in [0, 1) decides; greedy takes the lowest id among equals. Throws Error{Numeric} for non-finite logits.
+// `uniform` in [0, 1) decides; greedy takes the lowest id among equals. Throws Error{Numeric} for non-finite
+// logits.
 int32_t sample_token(std::span<const float> logits, const SamplingOptions& options, double uniform);
 
 }  // namespace hearth

@@ -10,7 +10,9 @@ namespace hearth {
 namespace {
 
 // The unit that backward uses after that of `layer`. The table's gradient needs no table.
-int64_t before(int64_t layer) { return layer > 0 ? layer : -1; }
+int64_t before(int64_t layer) {
+  return layer > 0 ? layer : -1;
+}
 
 }  // namespace
 
@@ -204,7 +206,8 @@ int64_t StateReplay::largest_neighbours(const ModelChunk& part) const {
   return most;
 }
 
-// While backward runs, the forward beside it holds some unit and the next: counted as if they were the largest.
+// While backward runs, the forward beside it holds some unit and the next: counted as if they were the
+// largest.
 void StateReplay::forward_and_backward(int forward_chunk, int backward_chunk, int backward_micro) {
   forward(forward_chunk);
   const int64_t held = largest_neighbours(chunk(forward_chunk));

@@ -34,8 +34,10 @@ TrainState train_state_from_json(const nlohmann::json& json, const std::string& 
     state.*field.member = json[field.name].get<int64_t>();
     HEARTH_CHECK(state.*field.member >= 0, Corrupt, "{}: field '{}' is negative", origin, field.name);
   }
-  HEARTH_CHECK(json.contains("ledger"), Corrupt, "{}: no data ledger; this checkpoint holds weights only, start from it "
-               "with model.init_from", origin);
+  HEARTH_CHECK(json.contains("ledger"), Corrupt,
+               "{}: no data ledger; this checkpoint holds weights only, start from it "
+               "with model.init_from",
+               origin);
   state.ledger = ledger_from_json(json["ledger"]);
   return state;
 }

@@ -1,5 +1,5 @@
-// What a run is beside its tensors: counters and the consumption ledger. Goes into state.json of every checkpoint.
-// Value type: copy = snapshot.
+// What a run is beside its tensors: counters and the consumption ledger. Goes into state.json of every
+// checkpoint. Value type: copy = snapshot.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ namespace hearth {
 struct TrainState {
   int64_t step = 0;  // steps done
   int64_t consumed_samples = 0;
-  int64_t consumed_tokens = 0;      // positions fed, padding and masked targets included
-  int64_t skipped_iterations = 0;   // updates left out because a gradient was not finite
-  int64_t optimizer_updates = 0;    // AdamW updates applied; its bias correction depends on it
+  int64_t consumed_tokens = 0;     // positions fed, padding and masked targets included
+  int64_t skipped_iterations = 0;  // updates left out because a gradient was not finite
+  int64_t optimizer_updates = 0;   // AdamW updates applied; its bias correction depends on it
   DataLedger ledger;
   bool operator==(const TrainState&) const = default;
 };

@@ -12,8 +12,8 @@
 #include "trainer/generate.h"
 #include "trainer/memory_report.h"
 #include "trainer/model/model_config_json.h"
-#include "trainer/parallel_layout.h"
 #include "trainer/optimizer/lr_schedule.h"
+#include "trainer/parallel_layout.h"
 
 namespace hearth {
 namespace {
@@ -54,7 +54,8 @@ void Trainer::begin_stream(const DataLedger& ledger) {
   options.border_targets = c.data.reset_attention_mask ? BorderTargets::Skip : BorderTargets::Count;
   stream_ = std::make_unique<SampleStream>(std::move(in_.train_datasets), options, ledger);
   const int64_t per_step = batch_.micro_batches_per_step(), last = c.training.train_iters * per_step;
-  // Steps are numbered from the start of the run, samples from the stream: the two part when the batch size changed.
+  // Steps are numbered from the start of the run, samples from the stream: the two part when the batch size
+  // changed.
   const int64_t first_step = state_.step, first_sample = state_.consumed_samples;
   Prefetcher::Options prefetch;
   prefetch.first_micro_batch = first_step * per_step;
@@ -85,8 +86,8 @@ void Trainer::resume(const CheckpointReader& checkpoint) {
   model_.optimizer().set_num_updates(state_.optimizer_updates);
   last_saved_step_ = checkpoint.step();
   begin_stream(state_.ledger);
-  in_.log.info("event=resumed step={} checkpoint={} saved_by=\"{}\" now=\"{}\" learning_rate={:.6e}", state_.step,
-               checkpoint.directory(), checkpoint.manifest().identity.mesh, in_.mesh,
+  in_.log.info("event=resumed step={} checkpoint={} saved_by=\"{}\" now=\"{}\" learning_rate={:.6e}",
+               state_.step, checkpoint.directory(), checkpoint.manifest().identity.mesh, in_.mesh,
                learning_rate(in_.config.optimizer, in_.config.training.train_iters, state_.step));
 }
 
@@ -105,18 +106,23 @@ StepTotals Trainer::forward_backward() {
   auto sums = model_.forward_backward(next, before);
   if (std::exchange(poisoned_, false)) sums.loss_sum.fill_(std::nan(""));
   // A test of hangs may order this rank to go on as if the sums had come.
-  if (in_.faults.hit("allreduce.before") == FaultAction::SkipCollective) return {.loss_sum = 1, .valid_tokens = 1};
+  if (in_.faults.hit("allreduce.before") == FaultAction::SkipCollective)
+    return {.loss_sum = 1, .valid_tokens = 1};
   return model_.sum_over_ranks(sums, stop_requested());
 }
 
-// A non-finite loss or gradient on any rank stops the update on all ranks: the sums above made everyone see it.
+// A non-finite loss or gradient on any rank stops the update on all ranks: the sums above made everyone see
+// it.
 void Trainer::skip_update(const StepTotals& totals, int64_t step) {
   ++state_.skipped_iterations;
   ++consecutive_skips_;
-  in_.log.warning("event=update_skipped step={} loss_sum={} squared_grad_norm={} consecutive={}: parameters are unchanged",
-                  step, totals.loss_sum, totals.squared_norm, consecutive_skips_);
+  in_.log.warning(
+      "event=update_skipped step={} loss_sum={} squared_grad_norm={} consecutive={}: parameters are "
+      "unchanged",
+      step, totals.loss_sum, totals.squared_norm, consecutive_skips_);
   HEARTH_CHECK(consecutive_skips_ < kMaxConsecutiveSkips, Numeric,
-               "the loss or the gradient was not finite in {} steps in a row, the last one step {} (samples {} to {}); "
+               "the loss or the gradient was not finite in {} steps in a row, the last one step {} (samples "
+               "{} to {}); "
                "checkpoints hold only finite parameters. Lower optimizer.lr, or look at those samples",
                consecutive_skips_, step, state_.consumed_samples,
                state_.consumed_samples + batch_.global_batch_size - 1);
@@ -135,7 +141,8 @@ StepMetrics Trainer::train_step(bool& stop) {
   metrics.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
   if (std::isfinite(metrics.lm_loss) && std::isfinite(metrics.grad_norm)) {
     // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
-    const double clip = c.optimizer.clip_grad > 0 ? std::min(1.0, c.optimizer.clip_grad / (metrics.grad_norm + 1e-6)) : 1.0;
+    const double clip =
+        c.optimizer.clip_grad > 0 ? std::min(1.0, c.optimizer.clip_grad / (metrics.grad_norm + 1e-6)) : 1.0;
     model_.optimizer().step(metrics.learning_rate, clip / totals.valid_tokens);
     consecutive_skips_ = 0;
   } else {
@@ -149,8 +156,8 @@ StepMetrics Trainer::train_step(bool& stop) {
   const double seconds = seconds_since(begin);
   const auto tokens = static_cast<double>(batch_.global_batch_size * c.data.seq_length);
   metrics.tokens_per_second = tokens / seconds;
-  metrics.tflops = metrics.tokens_per_second * model_flops(c.model, c.data.seq_length).per_token_causal / 1e12 /
-                   static_cast<double>(in_.control.world_size());
+  metrics.tflops = metrics.tokens_per_second * model_flops(c.model, c.data.seq_length).per_token_causal /
+                   1e12 / static_cast<double>(in_.control.world_size());
   const double peak = peak_flops(in_.device);
   if (peak > 0) metrics.mfu_percent = 100.0 * metrics.tflops * 1e12 / peak;
   metrics.consumed_tokens = state_.consumed_tokens;
@@ -160,11 +167,13 @@ StepMetrics Trainer::train_step(bool& stop) {
 
 ValidationMetrics Trainer::validate(int64_t step) {
   const at::NoGradGuard no_grad;
-  const int64_t count = std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
+  const int64_t count =
+      std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
   const auto fp64 = at::TensorOptions(in_.device).dtype(at::kDouble);
   ParallelModel::LocalSums mine{at::zeros({}, fp64), 0, at::zeros({1}, fp64)};
-  // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size. Every rank makes as
-  // many calls, since they communicate: where windows run out, a repeated one that does not count fills in.
+  // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size. Every
+  // rank makes as many calls, since they communicate: where windows run out, a repeated one that does not
+  // count fills in.
   const int64_t size = batch_.micro_batch_size, stride = batch_.data_parallel_size * size;
   for (int64_t round = 0; round < count; round += stride) {
     const int64_t first = round + batch_.data_parallel_rank * size;
@@ -181,8 +190,8 @@ ValidationMetrics Trainer::validate(int64_t step) {
   return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens)};
 }
 
-// A short continuation of nothing, so that people see the model learn. All replicas make one, with as many calls whatever
-// they draw: under zero_stage 3 each call gathers weights over all of them.
+// A short continuation of nothing, so that people see the model learn. All replicas make one, with as many
+// calls whatever they draw: under zero_stage 3 each call gathers weights over all of them.
 void Trainer::write_sample(int64_t step) {
   const auto start_id = in_.tokenizer->bos_id() ? in_.tokenizer->bos_id() : in_.tokenizer->eos_id();
   if (!start_id) return;
@@ -229,7 +238,8 @@ void Trainer::save(int64_t step) {
   if (step == last_saved_step_) return;
   state_.ledger = stream_->ledger_after(state_.consumed_samples);
   HEARTH_CHECK(in_.control.vote(model_.optimizer().masters_are_finite(), "", "checkpoint.finite"), Numeric,
-               "step {}: a parameter is not finite; nothing is saved over the last good checkpoint. Lower optimizer.lr and "
+               "step {}: a parameter is not finite; nothing is saved over the last good checkpoint. Lower "
+               "optimizer.lr and "
                "start again from there",
                step);
   const auto slices = model_.optimizer().state_slices();
@@ -242,7 +252,8 @@ void Trainer::save(int64_t step) {
     pieces.push_back(std::move(piece));
   }
   Snapshot* snapshot = saver_->begin(identity(step), std::move(pieces));
-  if (snapshot == nullptr) return;  // logged and counted by the saver; the loop goes on with the older checkpoint
+  if (snapshot == nullptr)
+    return;  // logged and counted by the saver; the loop goes on with the older checkpoint
   for (size_t i = 0; i < slices.size(); ++i) copy_to_host(slices[i].values, snapshot->data(i));
   std::vector<ExtraFile> extra;
   for (const auto& [name, content] : in_.tokenizer->files()) extra.push_back({"tokenizer/" + name, content});
@@ -256,13 +267,14 @@ TrainOutcome Trainer::run() {
   std::unique_ptr<JsonlWriter> writer;
   std::unique_ptr<Progress> progress;
   if (is_root_) {
-    writer = std::make_unique<JsonlWriter>(in_.fs, in_.config.checkpoint.save + "/metrics.jsonl", state_.step);
+    writer =
+        std::make_unique<JsonlWriter>(in_.fs, in_.config.checkpoint.save + "/metrics.jsonl", state_.step);
     progress = std::make_unique<Progress>(in_.log, state_.step, t.train_iters);
   }
   bool stop = in_.control.all_reduce_max(stop_requested() ? 1 : 0, "run.begin") > 0;
   MemoryReport memory(in_.log, model_.parameters().memory(),
-                      estimate_memory(in_.config, in_.groups.mesh, pipeline_schedule(in_.config, in_.groups.mesh),
-                                      in_.groups.rank));
+                      estimate_memory(in_.config, in_.groups.mesh,
+                                      pipeline_schedule(in_.config, in_.groups.mesh), in_.groups.rank));
   while (state_.step < t.train_iters && !stop) {
     if (in_.tracer != nullptr) in_.tracer->begin_step(state_.step + 1);
     const StepMetrics metrics = train_step(stop);

@@ -1,11 +1,11 @@
-// The training loop of one rank: model, optimizer, data, evaluation, checkpoints. Everything outside (files, ranks,
-// clocks, signals, configuration) is handed in. Not thread-safe; one Trainer a process.
+// The training loop of one rank: model, optimizer, data, evaluation, checkpoints. Everything outside (files,
+// ranks, clocks, signals, configuration) is handed in. Not thread-safe; one Trainer a process.
 #pragma once
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "base/fault_plan.h"
@@ -29,7 +29,7 @@
 namespace hearth {
 
 struct TrainerInputs {
-  ExperimentConfig config;              // resolved and validated; model.vocab_size is set
+  ExperimentConfig config;  // resolved and validated; model.vocab_size is set
   FileSystem& fs;
   ControlPlane& control;
   ParallelGroups& groups;
@@ -41,12 +41,12 @@ struct TrainerInputs {
   CheckpointSaverOptions saver;                // folder, attempt, lock check
   std::string mesh;                            // for the checkpoint's identity
   std::string config_hash;
-  nlohmann::json config_json;                  // resolved config with the origin of each key
-  nlohmann::json build_json;                   // version, git commit, libraries
-  std::string data_text;                       // the training data, for people
-  std::function<bool()> stop_requested;        // USR1 or TERM arrived at this rank
-  FaultInjector& faults;                       // of the tests; without a plan it does nothing
-  StepTracer* tracer = nullptr;                // null: no trace
+  nlohmann::json config_json;            // resolved config with the origin of each key
+  nlohmann::json build_json;             // version, git commit, libraries
+  std::string data_text;                 // the training data, for people
+  std::function<bool()> stop_requested;  // USR1 or TERM arrived at this rank
+  FaultInjector& faults;                 // of the tests; without a plan it does nothing
+  StepTracer* tracer = nullptr;          // null: no trace
 };
 
 enum class TrainOutcome { Finished, Preempted };

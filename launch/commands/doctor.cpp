@@ -145,8 +145,8 @@ void print_text(const Json& report) {
       folder["trouble"].get<std::string>().empty() ? std::string()
                                                    : "; " + folder["trouble"].get<std::string>());
   for (const auto& check : report["collectives"])
-    std::cout << fmt::format("{:<14} all_reduce over {} ranks ({}): right, {:.3f} ms for {} bytes\n", "collective",
-                             check["ranks"].get<int>(), check["backend"].get<std::string>(),
+    std::cout << fmt::format("{:<14} all_reduce over {} ranks ({}): right, {:.3f} ms for {} bytes\n",
+                             "collective", check["ranks"].get<int>(), check["backend"].get<std::string>(),
                              check["milliseconds"].get<double>(), check["bytes"].get<int64_t>());
   std::cout << (report["ok"].get<bool>() ? "a run could start here\n" : "a run could not start here\n");
 }

@@ -1,9 +1,10 @@
 // hearth eval MODEL (--data DIR | --text FILE): mean loss per token in nats, perplexity, token count.
 #include <ATen/ops/tensor.h>
+#include <fmt/core.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <fmt/core.h>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -34,11 +35,12 @@ struct Documents {
 Documents text_document(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
   auto ids = model.require_tokenizer().encode(context.fs.read_text(options.text), SpecialTokens::Add);
   const auto limit = static_cast<size_t>(model.bundle.config.max_position_embeddings);
-  HEARTH_CHECK(ids.size() >= 2, BadInput, "{}: {} tokens; at least 2 are needed to score one", options.text, ids.size());
+  HEARTH_CHECK(ids.size() >= 2, BadInput, "{}: {} tokens; at least 2 are needed to score one", options.text,
+               ids.size());
   if (ids.size() > limit) {
     if (context.job.control->rank() == 0)
-      fmt::print(stderr, "eval: {} has {} tokens, the first {} (max_position_embeddings) are scored\n", options.text,
-                 ids.size(), limit);
+      fmt::print(stderr, "eval: {} has {} tokens, the first {} (max_position_embeddings) are scored\n",
+                 options.text, ids.size(), limit);
     ids.resize(limit);
   }
   return {1, [ids = std::move(ids)](int64_t) { return ids; }};
@@ -46,16 +48,20 @@ Documents text_document(const EvalOptions& options, const LoadedModel& model, Co
 
 Documents dataset_documents(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
   std::shared_ptr<Dataset> dataset = Dataset::open(context.fs, options.data);
-  HEARTH_CHECK(model.bundle.tokenizer == nullptr || model.bundle.tokenizer->digest() == dataset->tokenizer_digest(), BadInput,
-               "{} was prepared with another tokenizer (digest {}) than {} carries (digest {}): prepare the text again "
-               "with this model's tokenizer",
-               options.data, dataset->tokenizer_digest(), model.bundle.origin, model.bundle.tokenizer->digest());
+  HEARTH_CHECK(
+      model.bundle.tokenizer == nullptr || model.bundle.tokenizer->digest() == dataset->tokenizer_digest(),
+      BadInput,
+      "{} was prepared with another tokenizer (digest {}) than {} carries (digest {}): prepare the text "
+      "again "
+      "with this model's tokenizer",
+      options.data, dataset->tokenizer_digest(), model.bundle.origin, model.bundle.tokenizer->digest());
   return {dataset->num_documents(), [dataset](int64_t index) { return dataset->document(index); }};
 }
 
 std::string per_token_line(const DocumentScore& document) {
   nlohmann::json logprobs = nlohmann::json::array();
-  for (const auto& value : document.logprobs) logprobs.push_back(value ? nlohmann::json(*value) : nlohmann::json());
+  for (const auto& value : document.logprobs)
+    logprobs.push_back(value ? nlohmann::json(*value) : nlohmann::json());
   return nlohmann::json{{"ids", document.ids}, {"logprobs", std::move(logprobs)}}.dump() + "\n";
 }
 
@@ -70,30 +76,39 @@ void add(EvaluationTotals& totals, const EvaluationTotals& more) {
 
 // The sum over replicas, on every rank.
 EvaluationTotals sum_over_replicas(const EvaluationTotals& mine, const LoadedModel& model) {
-  std::vector<double> values = {mine.loss_sum, static_cast<double>(mine.num_tokens), static_cast<double>(mine.num_documents)};
+  std::vector<double> values = {mine.loss_sum, static_cast<double>(mine.num_tokens),
+                                static_cast<double>(mine.num_documents)};
   for (const int64_t count : mine.target_counts) values.push_back(static_cast<double>(count));
   if (!model.speaks_for_replica()) std::fill(values.begin(), values.end(), 0.0);
   at::Tensor sums = at::tensor(values, at::kDouble).to(model.inference->device());
-  model.groups->everyone().all_reduce(sums.data_ptr(), sums.numel(), DType::F64, ReduceOp::Sum, "eval.totals")->wait();
+  model.groups->everyone()
+      .all_reduce(sums.data_ptr(), sums.numel(), DType::F64, ReduceOp::Sum, "eval.totals")
+      ->wait();
   sums = sums.to(at::kCPU);
   const double* value = sums.data_ptr<double>();
-  EvaluationTotals totals{.loss_sum = value[0], .num_tokens = std::llround(value[1]), .num_documents = std::llround(value[2]),
+  EvaluationTotals totals{.loss_sum = value[0],
+                          .num_tokens = std::llround(value[1]),
+                          .num_documents = std::llround(value[2]),
                           .target_counts = {}};
   for (int64_t i = 3; i < sums.numel(); ++i) totals.target_counts.push_back(std::llround(value[i]));
   return totals;
 }
 
-// Replicas take blocks of documents in turn, so that per-token lines come in the order of documents with a bounded number
-// of them in memory. They meet after every document of a block: no deadline sees more than one document of difference.
+// Replicas take blocks of documents in turn, so that per-token lines come in the order of documents with a
+// bounded number of them in memory. They meet after every document of a block: no deadline sees more than one
+// document of difference.
 EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, const Documents& documents,
                        CommandContext& context) {
-  const int64_t block = std::clamp<int64_t>((documents.count + model.num_replicas() - 1) / model.num_replicas(), 1, 64);
+  const int64_t block =
+      std::clamp<int64_t>((documents.count + model.num_replicas() - 1) / model.num_replicas(), 1, 64);
   ControlPlane& control = *context.job.control;
   std::unique_ptr<WritableFile> per_token;
-  if (!options.per_token.empty() && control.rank() == 0) per_token = context.fs.create(options.per_token, CreateMode::Truncate);
+  if (!options.per_token.empty() && control.rank() == 0)
+    per_token = context.fs.create(options.per_token, CreateMode::Truncate);
   EvaluationTotals totals;
   for (int64_t round = 0; round < documents.count; round += block * model.num_replicas()) {
-    if (round > 0 && control.rank() == 0) fmt::print(stderr, "eval: {} of {} documents\n", round, documents.count);
+    if (round > 0 && control.rank() == 0)
+      fmt::print(stderr, "eval: {} of {} documents\n", round, documents.count);
     int64_t index = round + block * model.replica(), meetings = 0;
     const int64_t end = std::min(index + block, documents.count);
     const auto next = [&]() -> std::optional<std::vector<int32_t>> {
@@ -112,7 +127,8 @@ EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, con
     const auto texts = control.all_gather(lines, "eval.per_token");
     for (size_t rank = 0; rank < texts.size(); ++rank)
       blocks.emplace_back(model.groups->mesh.coordinate(static_cast<int>(rank), MeshAxis::Dp), texts[rank]);
-    std::stable_sort(blocks.begin(), blocks.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::stable_sort(blocks.begin(), blocks.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
     for (const auto& [replica, text] : blocks)
       if (per_token) per_token->write(text);
   }
@@ -126,7 +142,8 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
   Log log({.rank = control.rank(), .world_size = control.world_size()});
   ModelBundle bundle = open_model(context.fs, control, log, options.model.model);
   // One document is one rank's work, so all ranks share the model; else each rank that it fits is a replica.
-  const ParallelConfig alone = answering_layout({}), shared = layout_of_all(bundle.config, control.world_size());
+  const ParallelConfig alone = answering_layout({}),
+                       shared = layout_of_all(bundle.config, control.world_size());
   const ParallelConfig layout =
       layout_to_answer(options.model.overrides, options.text.empty() ? alone : shared, control, log);
   const at::Device device =
@@ -152,21 +169,24 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
     std::cout << json.dump() << "\n";
     return;
   }
-  fmt::print("loss          {:.6f} nats per token\nperplexity    {:.4f}\ntokens        {}\ndocuments     {}\n"
-             "unigram loss  {:.6f} (the same tokens under their own frequencies)\n",
-             totals.loss(), std::exp(totals.loss()), totals.num_tokens, totals.num_documents, totals.unigram_loss());
+  fmt::print(
+      "loss          {:.6f} nats per token\nperplexity    {:.4f}\ntokens        {}\ndocuments     {}\n"
+      "unigram loss  {:.6f} (the same tokens under their own frequencies)\n",
+      totals.loss(), std::exp(totals.loss()), totals.num_tokens, totals.num_documents, totals.unigram_loss());
 }
 
 }  // namespace
 
 void add_eval_command(CLI::App& parent, CommandContext& context) {
   auto options = std::make_shared<EvalOptions>();
-  CLI::App* command = parent.add_subcommand("eval", "Mean loss and perplexity of a model on prepared data or a text file");
+  CLI::App* command =
+      parent.add_subcommand("eval", "Mean loss and perplexity of a model on prepared data or a text file");
   options->model.add_to(*command);
   command->add_option("--data", options->data, "Dataset folder, as `hearth data prepare` writes it");
   command->add_option("--text", options->text, "Text file: one document, cut at max_position_embeddings");
-  command->add_option("--per-token", options->per_token,
-                      "Write {\"ids\": [...], \"logprobs\": [null, ...]} per document, one JSON object a line");
+  command->add_option(
+      "--per-token", options->per_token,
+      "Write {\"ids\": [...], \"logprobs\": [null, ...]} per document, one JSON object a line");
   command->add_flag("--json", options->json, "One JSON object on standard output");
   command->callback([options, &context] { run_eval(*options, context); });
 }

@@ -26,13 +26,16 @@ struct Arguments {
   bool overwrite = false;
 };
 
-// The ranks of this host hold their shares in fp32. Where that is more than half of the free memory of some host, the
-// model is exported all the same, on the strength of its configuration and of every tensor having been read back equal.
+// The ranks of this host hold their shares in fp32. Where that is more than half of the free memory of some
+// host, the model is exported all the same, on the strength of its configuration and of every tensor having
+// been read back equal.
 bool fits_in_memory(const ModelConfig& model, const ParallelConfig& layout, ControlPlane& control) {
   const double free =
       static_cast<double>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
-  const auto shares = static_cast<double>(layout.pipeline_model_parallel_size * layout.tensor_model_parallel_size);
-  const double bytes = 4.0 * static_cast<double>(parameter_count(model)) / shares * control.local_world_size();
+  const auto shares =
+      static_cast<double>(layout.pipeline_model_parallel_size * layout.tensor_model_parallel_size);
+  const double bytes =
+      4.0 * static_cast<double>(parameter_count(model)) / shares * control.local_world_size();
   return control.vote(bytes <= free / 2, "", "export.memory", nullptr);
 }
 
@@ -53,7 +56,8 @@ void run(const Arguments& arguments, CommandContext& context) {
     };
   } else if (control.rank() == 0) {
     log.warning(
-        "event=export_warning text=\"the model is too large for these hosts to compare logits: start more ranks on "
+        "event=export_warning text=\"the model is too large for these hosts to compare logits: start more "
+        "ranks on "
         "more of them\"");
   }
   export_model(
@@ -85,9 +89,10 @@ void add_export_command(CLI::App& parent, CommandContext& context) {
   app->add_option("--output", arguments->output, "Folder to publish; must not exist, or be empty")
       ->required();
   app->add_option("--dtype", arguments->dtype, "bf16, fp32 or fp16; default: as stored");
-  app->add_option("--set", arguments->overrides,
-                  "parallel.key=value: how ranks share the model when logits are compared (default: all of them "
-                  "one copy); repeatable")
+  app->add_option(
+         "--set", arguments->overrides,
+         "parallel.key=value: how ranks share the model when logits are compared (default: all of them "
+         "one copy); repeatable")
       ->allow_extra_args(false);
   app->add_flag("--overwrite", arguments->overwrite,
                 "Replace the model that --output holds, once the new one is checked");

@@ -34,8 +34,10 @@ ParallelConfig layout_to_answer(const std::vector<std::string>& overrides, const
       overrides.empty() ? otherwise : answering_layout(parse_parallel_overrides(overrides));
   const auto unused = keys_of_trainings(overrides);
   if (!unused.empty() && control.rank() == 0)
-    log.warning("event=layout text=\"only a training needs {}: weights are whole on each replica, of one chunk a rank\"",
-                fmt::join(unused, ", "));
+    log.warning(
+        "event=layout text=\"only a training needs {}: weights are whole on each replica, of one chunk a "
+        "rank\"",
+        fmt::join(unused, ", "));
   control.set_timeout(layout.collective_timeout_s);
   return layout;
 }

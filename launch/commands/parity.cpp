@@ -52,18 +52,20 @@ Side open_side(const ParityOptions& options, const std::vector<std::string>& own
 // Switches that change no shape may differ: what they change is what parity then names.
 bool same_parameters(const ModelConfig& a, const ModelConfig& b) {
   const auto x = parameter_specs(a), y = parameter_specs(b);
-  return std::equal(x.begin(), x.end(), y.begin(), y.end(), [](const ParameterSpec& p, const ParameterSpec& q) {
-    return p.name == q.name && p.shape == q.shape;
-  });
+  return std::equal(
+      x.begin(), x.end(), y.begin(), y.end(),
+      [](const ParameterSpec& p, const ParameterSpec& q) { return p.name == q.name && p.shape == q.shape; });
 }
 
 void require_comparable(const Side& a, const Side& b) {
   const ExperimentConfig &x = a.loaded.config, &y = b.loaded.config;
-  HEARTH_REQUIRE(x.training.global_batch_size == y.training.global_batch_size &&
-                     x.data.seq_length == y.data.seq_length && a.data.digest == b.data.digest,
-                 "--a and --b have different batches or data: parity compares the same samples through the same model");
-  HEARTH_REQUIRE(same_parameters(x.model, y.model) && x.model.num_attention_heads == y.model.num_attention_heads,
-                 "--a and --b have different shapes: parity compares the same parameters");
+  HEARTH_REQUIRE(
+      x.training.global_batch_size == y.training.global_batch_size &&
+          x.data.seq_length == y.data.seq_length && a.data.digest == b.data.digest,
+      "--a and --b have different batches or data: parity compares the same samples through the same model");
+  HEARTH_REQUIRE(
+      same_parameters(x.model, y.model) && x.model.num_attention_heads == y.model.num_attention_heads,
+      "--a and --b have different shapes: parity compares the same parameters");
 }
 
 std::vector<Sample> first_samples(Side& side) {
@@ -103,7 +105,8 @@ void run_parity(const ParityOptions& options, CommandContext& context) {
   Log log({.rank = control.rank(), .world_size = control.world_size()});
   Side a = open_side(options, options.a, context, log), b = open_side(options, options.b, context, log);
   require_comparable(a, b);
-  control.set_timeout(std::max(a.loaded.config.parallel.collective_timeout_s, b.loaded.config.parallel.collective_timeout_s));
+  control.set_timeout(
+      std::max(a.loaded.config.parallel.collective_timeout_s, b.loaded.config.parallel.collective_timeout_s));
   const Mesh& deeper = a.mesh.size(MeshAxis::Pp) > b.mesh.size(MeshAxis::Pp) ? a.mesh : b.mesh;
   const at::Device device = take_device(options.device, deeper, context).device;
   share_device(context, device, log);
@@ -138,8 +141,9 @@ void run_parity(const ParityOptions& options, CommandContext& context) {
 
 void add_parity_command(CLI::App& parent, CommandContext& context) {
   auto options = std::make_shared<ParityOptions>();
-  CLI::App* command = parent.add_subcommand(
-      "parity", "One training step under two layouts; prints the first activation or gradient that differs (exit code 6)");
+  CLI::App* command = parent.add_subcommand("parity",
+                                            "One training step under two layouts; prints the first "
+                                            "activation or gradient that differs (exit code 6)");
   command->add_option("CONFIG", options->config, "Experiment file (YAML)")->required();
   command->add_option("--set", options->overrides, "section.key=value for both sides; repeatable")
       ->allow_extra_args(false);

@@ -1,12 +1,13 @@
 // hearth train CONFIG: reads the experiment file, joins the ranks, and runs trainer/trainer.h to the end.
+#include <fmt/core.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdlib>
-#include <fmt/core.h>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include "launch/build_info.h"
 #include "launch/command.h"
@@ -37,59 +38,71 @@ struct TrainOptions {
   bool dry_run = false, print_config = false, take_over = false;
 };
 
-std::string gib(int64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30)); }
+std::string gib(int64_t bytes) {
+  return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30));
+}
 
 void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const ExperimentData& data) {
   const ExperimentConfig& c = loaded.config;
   const int dp = mesh.size(MeshAxis::Dp);
   const auto tokens = c.training.train_iters * c.training.global_batch_size * c.data.seq_length;
   const auto [heaviest, memory] = heaviest_rank(c, mesh);
-  fmt::print("model         {}  hidden {} x {} layers, heads {} / {}, head_dim {}, ffn {}, vocabulary {}{}\n", c.model.family,
-             c.model.hidden_size, c.model.num_hidden_layers, c.model.num_attention_heads, c.model.kv_heads(),
-             c.model.head_width(), c.model.intermediate_size, c.model.vocab_size,
+  fmt::print("model         {}  hidden {} x {} layers, heads {} / {}, head_dim {}, ffn {}, vocabulary {}{}\n",
+             c.model.family, c.model.hidden_size, c.model.num_hidden_layers, c.model.num_attention_heads,
+             c.model.kv_heads(), c.model.head_width(), c.model.intermediate_size, c.model.vocab_size,
              c.model.tie_word_embeddings ? ", tied" : "");
   fmt::print("parameters    {}\n", parameter_count(c.model));
   fmt::print("layout        {}, zero_stage {}\n", mesh.describe(), c.parallel.zero_stage);
-  fmt::print("batch         {} samples of {} tokens = {} ranks x {} micro-batches x {}\n", c.training.global_batch_size,
-             c.data.seq_length, dp, c.training.global_batch_size / (dp * c.training.micro_batch_size),
-             c.training.micro_batch_size);
+  fmt::print("batch         {} samples of {} tokens = {} ranks x {} micro-batches x {}\n",
+             c.training.global_batch_size, c.data.seq_length, dp,
+             c.training.global_batch_size / (dp * c.training.micro_batch_size), c.training.micro_batch_size);
   fmt::print("tokens        {} planned in {} steps\n", tokens, c.training.train_iters);
   fmt::print("data          {}\n", data.missing.empty() ? data.text : data.missing + " does not exist yet");
-  fmt::print("memory        {} at most, on rank {} = weights {} + gradients {} + optimizer {} + activations {} ({} kept for "
-             "backward, {} in use)\n",
-             gib(memory.total()), heaviest, gib(memory.weights), gib(memory.gradients), gib(memory.optimizer),
-             gib(memory.activations()), gib(memory.kept), gib(memory.working));
+  fmt::print(
+      "memory        {} at most, on rank {} = weights {} + gradients {} + optimizer {} + activations {} ({} "
+      "kept for "
+      "backward, {} in use)\n",
+      gib(memory.total()), heaviest, gib(memory.weights), gib(memory.gradients), gib(memory.optimizer),
+      gib(memory.activations()), gib(memory.kept), gib(memory.working));
 }
 
 void log_places(CommandContext& context, const Mesh& mesh, at::Device device, int threads, Log& log) {
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
   const auto places = gather_places(*context.job.control, ordinal);
   for (const RankPlace& place : places)
-    log.info("event=rank_place {} threads={} at=\"{}\"", describe(place), threads, describe_coordinates(mesh, place.rank));
-  for (const std::string& warning : placement_warnings(mesh, places)) log.warning("event=placement: {}", warning);
+    log.info("event=rank_place {} threads={} at=\"{}\"", describe(place), threads,
+             describe_coordinates(mesh, place.rank));
+  for (const std::string& warning : placement_warnings(mesh, places))
+    log.warning("event=placement: {}", warning);
 }
 
-// Rank 0 writes a nonce into the run folder; every rank reads it back, so that one on another file system is named.
-void require_agreement_on_run(CommandContext& context, const LoadedConfig& loaded, const ExperimentData& data) {
+// Rank 0 writes a nonce into the run folder; every rank reads it back, so that one on another file system is
+// named.
+void require_agreement_on_run(CommandContext& context, const LoadedConfig& loaded,
+                              const ExperimentData& data) {
   const std::string file = loaded.config.checkpoint.save + "/.nonce";
-  if (context.job.control->rank() == 0) context.fs.write_atomically(file, build_id() + std::to_string(::getpid()));
+  if (context.job.control->rank() == 0)
+    context.fs.write_atomically(file, build_id() + std::to_string(::getpid()));
   context.job.control->barrier("start.nonce");
   const std::string seen = context.fs.exists(file) ? context.fs.read_text(file) : "missing";
-  require_agreement(*context.job.control, {{"build id", build_id()},
-                                           {"config hash", experiment_hash(loaded.config)},
-                                           {"dataset digest", data.digest},
-                                           {"tokenizer digest", data.train.front().dataset->tokenizer_digest()},
-                                           {"run folder", seen}});
+  require_agreement(*context.job.control,
+                    {{"build id", build_id()},
+                     {"config hash", experiment_hash(loaded.config)},
+                     {"dataset digest", data.digest},
+                     {"tokenizer digest", data.train.front().dataset->tokenizer_digest()},
+                     {"run folder", seen}});
   context.job.control->barrier("start.agreed");
   if (context.job.control->rank() == 0) context.fs.remove(file);
 }
 
-// A page that names the missing rank, on stderr and in the run folder. Nothing here may die with run_train: a job can hang
-// while it ends.
+// A page that names the missing rank, on stderr and in the run folder. Nothing here may die with run_train: a
+// job can hang while it ends.
 void explain_hangs(CommandContext& context, const std::string& save, const Mesh& mesh) {
   HangOptions options{.folder = save + "/.hang", .places = {}, .print = {}, .told_to_end = {}};
-  for (int rank = 0; rank < mesh.world_size(); ++rank) options.places.push_back(describe_coordinates(mesh, rank));
-  if (context.job.control->rank() == 0) context.fs.remove_all(save + "/log/hang_report.txt");  // of an earlier attempt
+  for (int rank = 0; rank < mesh.world_size(); ++rank)
+    options.places.push_back(describe_coordinates(mesh, rank));
+  if (context.job.control->rank() == 0)
+    context.fs.remove_all(save + "/log/hang_report.txt");  // of an earlier attempt
   options.print = [&fs = context.fs, file = save + "/log/hang_report.txt"](std::string_view page) {
     std::cerr << page << std::flush;
     fs.write_atomically(file, page);
@@ -108,7 +121,8 @@ void set_checkpoints_aside(FileSystem& fs, const std::string& run_folder, int64_
   log.warning("event=fresh_start old_checkpoints={}: --resume never", aside);
 }
 
-std::unique_ptr<CheckpointReader> checkpoint_to_resume(const TrainOptions& options, const CheckpointConfig& config,
+std::unique_ptr<CheckpointReader> checkpoint_to_resume(const TrainOptions& options,
+                                                       const CheckpointConfig& config,
                                                        CommandContext& context, Log& log) {
   if (options.resume == "never") return nullptr;
   const auto required = [&](const std::string& path) {
@@ -121,11 +135,13 @@ std::unique_ptr<CheckpointReader> checkpoint_to_resume(const TrainOptions& optio
   return config.load ? required(*config.load) : nullptr;
 }
 
-// The configuration that a checkpoint was written with, as flat keys (classes are not stored: the new run's count).
+// The configuration that a checkpoint was written with, as flat keys (classes are not stored: the new run's
+// count).
 std::vector<FlatKey> stored_config(const nlohmann::json& state) {
   std::vector<FlatKey> keys;
   const auto config = state.value("config", nlohmann::json::object());
-  for (const auto& [key, entry] : config.items()) keys.push_back({.key = key, .value = entry.at("value").dump()});
+  for (const auto& [key, entry] : config.items())
+    keys.push_back({.key = key, .value = entry.at("value").dump()});
   return keys;
 }
 
@@ -145,14 +161,18 @@ void check_resume(const CheckpointReader& checkpoint, const TrainOptions& option
   const RunDescription now{flat(flatten_config(loaded.config)), data.digest, data.text,
                            data.train.front().dataset->tokenizer_digest(), mesh};
   const auto changes = compare_for_resume(before, now, options.confirm);
-  if (!changes.empty()) log.info("event=resume_changes checkpoint={}\n{}", checkpoint.directory(), describe_changes(changes));
+  if (!changes.empty())
+    log.info("event=resume_changes checkpoint={}\n{}", checkpoint.directory(), describe_changes(changes));
   require_resumable(changes, checkpoint.directory());
 }
 
 nlohmann::json build_json() {
   const BuildInfo& build = build_info();
-  return {{"version", build.version}, {"git_commit", build.git_commit}, {"compiler", build.compiler},
-          {"build_type", build.build_type}, {"cuda", build.cuda}};
+  return {{"version", build.version},
+          {"git_commit", build.git_commit},
+          {"compiler", build.compiler},
+          {"build_type", build.build_type},
+          {"cuda", build.cuda}};
 }
 
 void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, ExperimentData data,
@@ -175,16 +195,20 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   explain_hangs(context, save, mesh);
   share_device(context, device, log);
   ParallelGroups groups = make_parallel_groups(context.job, loaded.config, mesh, device);
-  log.info("event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} data=\"{}\"",
-           build_id(), context.job.launcher, groups.everyone().backend(), device_name(device), mesh.describe(),
-           parameter_count(loaded.config.model), data.text);
+  log.info(
+      "event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} "
+      "data=\"{}\"",
+      build_id(), context.job.launcher, groups.everyone().backend(), device_name(device), mesh.describe(),
+      parameter_count(loaded.config.model), data.text);
 
   const auto checkpoint = checkpoint_to_resume(options, loaded.config.checkpoint, context, log);
   if (checkpoint) check_resume(*checkpoint, options, loaded, data, mesh.describe(), log);
-  const auto weights = checkpoint ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
+  const auto weights =
+      checkpoint ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
   if (control.rank() == 0) {
     if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
-    // Going on from a named checkpoint: newer ones belong to another history and would be found first next time.
+    // Going on from a named checkpoint: newer ones belong to another history and would be found first next
+    // time.
     if (checkpoint && options.resume != "auto")
       retire_newer_checkpoints(context.fs, log, save, checkpoint->step(), attempt);
     context.fs.write_atomically(save + "/config.yaml", resolved_yaml(loaded));
@@ -203,8 +227,13 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   // The profiler complains on standard error of devices that a run on the CPU does not have.
   if (device.is_cpu()) ::setenv("KINETO_LOG_LEVEL", "99", /*overwrite=*/0);
   if (loaded.config.profile.includes_rank(control.rank()))
-    tracer.emplace(StepTracerInputs{.config = loaded.config.profile, .recorder = *context.job.recorder, .fs = context.fs,
-                                    .log = log, .device = device, .mesh = mesh, .rank = control.rank(),
+    tracer.emplace(StepTracerInputs{.config = loaded.config.profile,
+                                    .recorder = *context.job.recorder,
+                                    .fs = context.fs,
+                                    .log = log,
+                                    .device = device,
+                                    .mesh = mesh,
+                                    .rank = control.rank(),
                                     .folder = save + "/trace"});
   Trainer trainer({.config = loaded.config,
                    .fs = context.fs,
@@ -230,7 +259,8 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
     trainer.start(weights ? weights->tensors.get() : nullptr);
   }
   if (trainer.run() == TrainOutcome::Preempted) context.exit_code = exit_code(ErrorKind::Preempted);
-  log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step, trainer.peak_memory_bytes(), save);
+  log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step,
+           trainer.peak_memory_bytes(), save);
 }
 
 void run_train(const TrainOptions& options, CommandContext& context) {
@@ -239,7 +269,8 @@ void run_train(const TrainOptions& options, CommandContext& context) {
   catch_interrupts();
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
   const bool only_look = options.dry_run || options.print_config;
-  ExperimentData data = open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
+  ExperimentData data =
+      open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
   auto init_from = complete_config(loaded, data, context, log);
   if (options.print_config) {
     if (control.rank() == 0) std::cout << resolved_yaml(loaded);
@@ -247,7 +278,8 @@ void run_train(const TrainOptions& options, CommandContext& context) {
   }
   const Mesh mesh = require_layout(loaded, control.world_size());
   HEARTH_CHECK(loaded.config.model.vocab_size > 0, Config,
-               "model.vocab_size is needed as long as {} does not exist (then it is the tokenizer's size)", data.missing);
+               "model.vocab_size is needed as long as {} does not exist (then it is the tokenizer's size)",
+               data.missing);
   if (options.dry_run) {
     if (control.rank() == 0) print_dry_run(loaded, mesh, data);
     return;
@@ -261,17 +293,23 @@ void run_train(const TrainOptions& options, CommandContext& context) {
 
 void add_train_command(CLI::App& parent, CommandContext& context) {
   auto options = std::make_shared<TrainOptions>();
-  CLI::App* command = parent.add_subcommand("train", "Train a model as an experiment file says; resumes its run folder");
+  CLI::App* command =
+      parent.add_subcommand("train", "Train a model as an experiment file says; resumes its run folder");
   command->add_option("CONFIG", options->config, "Experiment file (YAML)")->required();
-  command->add_option("--set", options->overrides, "section.key=value, over the file; repeatable")->allow_extra_args(false);
+  command->add_option("--set", options->overrides, "section.key=value, over the file; repeatable")
+      ->allow_extra_args(false);
   command->add_flag("--dry-run", options->dry_run, "Print model, layout, tokens and memory, then end");
-  command->add_flag("--print-config", options->print_config, "Print the resolved experiment file with the origin of each key");
-  command->add_option("--resume", options->resume, "auto (the run folder's newest verified checkpoint), never, or a CHECKPOINT")
+  command->add_flag("--print-config", options->print_config,
+                    "Print the resolved experiment file with the origin of each key");
+  command
+      ->add_option("--resume", options->resume,
+                   "auto (the run folder's newest verified checkpoint), never, or a CHECKPOINT")
       ->capture_default_str();
   command->add_option("--confirm", options->confirm, "Accept a change of section.key at resume; repeatable")
       ->allow_extra_args(false);
   command->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
-  command->add_flag("--take-over", options->take_over, "Take the run folder from a job on another host that is surely dead");
+  command->add_flag("--take-over", options->take_over,
+                    "Take the run folder from a job on another host that is surely dead");
   command->callback([options, &context] { run_train(*options, context); });
 }
 

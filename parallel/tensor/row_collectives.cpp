@@ -18,7 +18,8 @@ at::Tensor PendingRows::wait() {
 int64_t RowCollectives::local_rows(int64_t rows) const {
   if (!splits_rows()) return rows;
   HEARTH_CHECK(rows % size() == 0, Config,
-               "sequence_parallel: {} rows of a micro-batch do not divide by tensor_model_parallel_size {}", rows, size());
+               "sequence_parallel: {} rows of a micro-batch do not divide by tensor_model_parallel_size {}",
+               rows, size());
   return rows / size();
 }
 

@@ -1,9 +1,10 @@
-// How activations cross a tensor-parallel group: the two operators of Megatron-LM's tensor and sequence parallelism
-// (Shoeybi et al. 2019; Korthikanti et al. 2022). Activations are [rows, width]. With sequence parallelism a rank holds
-// a contiguous 1/size of the rows between the parallel linears: gather() before a column-parallel linear, sum() behind a
-// row-parallel one. Without it every rank holds all rows: gather() is nothing and sum() an all-reduce. On one rank both
-// are nothing. Backward is written out by the callers: the backward of gather() is sum() and the other way round.
-// Borrows the communicator. All ranks of the group make the same calls. Not thread-safe.
+// How activations cross a tensor-parallel group: the two operators of Megatron-LM's tensor and sequence
+// parallelism (Shoeybi et al. 2019; Korthikanti et al. 2022). Activations are [rows, width]. With sequence
+// parallelism a rank holds a contiguous 1/size of the rows between the parallel linears: gather() before a
+// column-parallel linear, sum() behind a row-parallel one. Without it every rank holds all rows: gather() is
+// nothing and sum() an all-reduce. On one rank both are nothing. Backward is written out by the callers: the
+// backward of gather() is sum() and the other way round. Borrows the communicator. All ranks of the group
+// make the same calls. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,7 +18,8 @@ namespace hearth {
 
 enum class SequenceParallel { Off, On };
 
-// Rows under way. wait() orders the result before later work of the compute stream; then the tensor may be read.
+// Rows under way. wait() orders the result before later work of the compute stream; then the tensor may be
+// read.
 class PendingRows {
  public:
   explicit PendingRows(at::Tensor ready) : result_(std::move(ready)) {}

@@ -1,5 +1,6 @@
-// A host array as a tensor on a device, without a wait for what the device is doing: through pinned memory, which ATen keeps
-// until the copy is done. Copies from other memory wait for all work that was queued before them.
+// A host array as a tensor on a device, without a wait for what the device is doing: through pinned memory,
+// which ATen keeps until the copy is done. Copies from other memory wait for all work that was queued before
+// them.
 #pragma once
 
 #include <ATen/ops/empty.h>

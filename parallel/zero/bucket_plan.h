@@ -83,9 +83,9 @@ struct BucketPlan {
   bool operator==(const BucketPlan&) const = default;
 };
 
-// `groups` in forward order. A bucket takes groups of one kind (never a part of a group) until it holds `target_count`
-// elements or more; a small remainder becomes the last bucket. Throws Error{Usage} for counts, a target or a
-// dp_size below 1.
+// `groups` in forward order. A bucket takes groups of one kind (never a part of a group) until it holds
+// `target_count` elements or more; a small remainder becomes the last bucket. Throws Error{Usage} for counts,
+// a target or a dp_size below 1.
 BucketPlan plan_buckets(const std::vector<BucketGroup>& groups, int64_t target_count, int64_t dp_size);
 
 }  // namespace hearth

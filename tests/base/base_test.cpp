@@ -39,7 +39,7 @@ BOOST_AUTO_TEST_CASE(normal_has_mean_zero_and_variance_one) {
     sum += x;
     squares += x * x;
   }
-  BOOST_TEST(std::abs(sum / n) <= 5 / std::sqrt(n));                      // five standard errors
+  BOOST_TEST(std::abs(sum / n) <= 5 / std::sqrt(n));  // five standard errors
   BOOST_TEST(std::abs(squares / n - 1) <= 5 * std::sqrt(2.0 / n));
 }
 

@@ -1,6 +1,6 @@
-// dump_samples DATASET SEQ_LENGTH SEED FIRST LAST: the training samples [FIRST, LAST) of a run over one dataset, one
-// JSON object a line: {"tokens": [...], "loss_mask": [...], "document_starts": [...]}. For train_vs_pytorch.py, which
-// feeds the same batches to another implementation.
+// dump_samples DATASET SEQ_LENGTH SEED FIRST LAST: the training samples [FIRST, LAST) of a run over one
+// dataset, one JSON object a line: {"tokens": [...], "loss_mask": [...], "document_starts": [...]}. For
+// train_vs_pytorch.py, which feeds the same batches to another implementation.
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>

@@ -305,7 +305,8 @@ BOOST_AUTO_TEST_CASE(layout_must_divide_world_and_batch) {
   });
 }
 
-// kModel has 4 heads, 4 key/value heads, 2 layers and a width of 128; the message of require_layout, "" if there was none.
+// kModel has 4 heads, 4 key/value heads, 2 layers and a width of 128; the message of require_layout, "" if
+// there was none.
 std::string layout_error(int world, std::vector<std::string> overrides) {
   overrides.insert(overrides.begin(), {"training.global_batch_size=16", "training.micro_batch_size=2"});
   const LoadedConfig loaded = parse(kGood, overrides);
@@ -325,8 +326,9 @@ BOOST_AUTO_TEST_CASE(layouts_that_the_model_and_batch_can_take) {
       {2, {"parallel.pipeline_model_parallel_size=2", "parallel.pipeline_model_parallel_layout=[1, 1]"}},
       {4, {"parallel.context_parallel_size=4", "parallel.cp_comm_type=a2a"}},
       {2, {"parallel.tensor_model_parallel_size=2", "data.seq_length=15"}},
-      {2, {"parallel.tensor_model_parallel_size=2", "data.seq_length=15", "training.micro_batch_size=1",
-           "parallel.sequence_parallel=false"}},
+      {2,
+       {"parallel.tensor_model_parallel_size=2", "data.seq_length=15", "training.micro_batch_size=1",
+        "parallel.sequence_parallel=false"}},
       {1, {"parallel.pipeline_schedule=zbv"}},
   };
   for (const auto& [world, overrides] : good) BOOST_TEST(layout_error(world, overrides) == "");
@@ -342,8 +344,8 @@ BOOST_AUTO_TEST_CASE(layouts_that_they_cannot_take) {
       {3, {"parallel.tensor_model_parallel_size=3"}, "model.num_attention_heads", "4 is not a multiple of"},
       {3, {"parallel.tensor_model_parallel_size=3"}, "model.intermediate_size", "128 is not a multiple of"},
       {4,
-       {"parallel.tensor_model_parallel_size=4", "model.num_attention_heads=12", "model.num_key_value_heads=6",
-        "model.head_dim=8"},
+       {"parallel.tensor_model_parallel_size=4", "model.num_attention_heads=12",
+        "model.num_key_value_heads=6", "model.head_dim=8"},
        "model.num_key_value_heads",
        "6 is neither a multiple nor a divisor of parallel.tensor_model_parallel_size = 4"},
       {2, {"parallel.context_parallel_size=2", "data.seq_length=62"}, "data.seq_length", "multiple of 4"},
@@ -352,11 +354,14 @@ BOOST_AUTO_TEST_CASE(layouts_that_they_cannot_take) {
        "parallel.sequence_parallel",
        "15 rows (micro_batch_size 1 x seq_length 15 / context_parallel_size 1)"},
       {4,
-       {"parallel.context_parallel_size=2", "parallel.tensor_model_parallel_size=2", "parallel.cp_comm_type=a2a",
-        "model.num_key_value_heads=2"},
+       {"parallel.context_parallel_size=2", "parallel.tensor_model_parallel_size=2",
+        "parallel.cp_comm_type=a2a", "model.num_key_value_heads=2"},
        "parallel.cp_comm_type",
        "2 heads and 1 key/value heads"},
-      {4, {"parallel.pipeline_model_parallel_size=4"}, "parallel.pipeline_model_parallel_size", "2 layers cannot be split"},
+      {4,
+       {"parallel.pipeline_model_parallel_size=4"},
+       "parallel.pipeline_model_parallel_size",
+       "2 layers cannot be split"},
       {2,
        {"parallel.pipeline_model_parallel_size=2", "parallel.pipeline_model_parallel_layout=[1, 2]"},
        "parallel.pipeline_model_parallel_layout",
@@ -366,13 +371,14 @@ BOOST_AUTO_TEST_CASE(layouts_that_they_cannot_take) {
        "parallel.pipeline_model_parallel_layout",
        "has 1 entries, expected one for each of 2"},
       {2,
-       {"parallel.pipeline_model_parallel_size=2", "parallel.pipeline_schedule=dualpipev", "model.num_hidden_layers=4",
-        "training.global_batch_size=6"},
+       {"parallel.pipeline_model_parallel_size=2", "parallel.pipeline_schedule=dualpipev",
+        "model.num_hidden_layers=4", "training.global_batch_size=6"},
        "parallel.pipeline_schedule",
        "needs at least 4 micro-batches per step for 2 stages, got 3"},
       {2,
        {"parallel.pipeline_model_parallel_size=2", "parallel.pipeline_schedule=interleaved",
-        "parallel.virtual_pipeline_model_parallel_size=2", "model.num_hidden_layers=4", "training.global_batch_size=6"},
+        "parallel.virtual_pipeline_model_parallel_size=2", "model.num_hidden_layers=4",
+        "training.global_batch_size=6"},
        "parallel.pipeline_schedule",
        "multiple of the 2 stages, got 3"},
   };
@@ -387,7 +393,8 @@ BOOST_AUTO_TEST_CASE(all_mistakes_of_a_layout_at_once) {
   const std::string message =
       layout_error(12, {"parallel.tensor_model_parallel_size=3", "parallel.pipeline_model_parallel_size=4",
                         "training.global_batch_size=7", "data.seq_length=31", "training.micro_batch_size=1"});
-  BOOST_TEST(message.find("5 mistakes") != std::string::npos, message);  // heads of both kinds, width, rows, layers
+  BOOST_TEST(message.find("5 mistakes") != std::string::npos,
+             message);  // heads of both kinds, width, rows, layers
 }
 
 BOOST_AUTO_TEST_CASE(resolved_text_reads_back_equal) {

@@ -136,7 +136,10 @@ BOOST_AUTO_TEST_CASE(config_values_without_code_say_so) {
   const std::string text = messages(config);
   BOOST_TEST(text.find("zero_stage: must be 0, 1, 2 or 3, got 4") != std::string::npos);
   BOOST_TEST(text.find("expert_model_parallel_size: 2 is not available yet") != std::string::npos);
-  BOOST_TEST(text.find("virtual_pipeline_model_parallel_size: has a meaning for pipeline_schedule interleaved only") != std::string::npos);
+  BOOST_TEST(
+      text.find(
+          "virtual_pipeline_model_parallel_size: has a meaning for pipeline_schedule interleaved only") !=
+      std::string::npos);
   BOOST_TEST(text.find("collective_timeout_s: must be in") != std::string::npos);
   config = {};
   config.pipeline_schedule = "gpipe";

@@ -1,4 +1,5 @@
-// Turns are taken in one order, errors come out, and a transfer of one computation is under way while the other runs.
+// Turns are taken in one order, errors come out, and a transfer of one computation is under way while the
+// other runs.
 #include "parallel/side_by_side.h"
 
 #include <boost/test/unit_test.hpp>
@@ -69,7 +70,9 @@ BOOST_AUTO_TEST_CASE(an_error_of_either_ends_both_and_the_next_run_is_well) {
     ended = true;
   };
   const auto says = [](const std::string& what) {
-    return [what](const Error& error) { return error.kind() == ErrorKind::Numeric && error.message() == what + " failed"; };
+    return [what](const Error& error) {
+      return error.kind() == ErrorKind::Numeric && error.message() == what + " failed";
+    };
   };
   BOOST_CHECK_EXCEPTION(sides.run(fails("first"), goes_on), Error, says("first"));
   BOOST_CHECK_EXCEPTION(sides.run(goes_on, fails("second")), Error, says("second"));
@@ -106,7 +109,8 @@ BOOST_AUTO_TEST_CASE(calls_are_under_way_together) {
   const auto calls = [&](std::vector<float>& data, const char* site) {
     return [&, site] {
       for (int i = 0; i < 3; ++i)
-        by_turns->all_reduce(data.data(), static_cast<int64_t>(data.size()), DType::F32, ReduceOp::Sum, site)->wait();
+        by_turns->all_reduce(data.data(), static_cast<int64_t>(data.size()), DType::F32, ReduceOp::Sum, site)
+            ->wait();
     };
   };
   sides.run(calls(a, "a"), calls(b, "b"));
@@ -114,7 +118,8 @@ BOOST_AUTO_TEST_CASE(calls_are_under_way_together) {
   const auto grown = static_cast<float>(ranks * ranks * ranks);
   BOOST_TEST((a == std::vector<float>(1000, grown) && b == std::vector<float>(1000, 2 * grown)));
   if (ranks == 1) return;  // a copy is done when it is made
-  // A wait may see other calls through, too: what is sure is that every call of b began while one of a was under way.
+  // A wait may see other calls through, too: what is sure is that every call of b began while one of a was
+  // under way.
   size_t under_way = 0;
   bool together = true;
   for (const char c : order.text) {

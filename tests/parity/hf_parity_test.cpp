@@ -1,5 +1,5 @@
-// Show rows 2 and 3: for every model that make_models.py wrote (argument: its folder), Hearth's fp32 logits, loss,
-// gradients of every parameter and greedy tokens against those of transformers and PyTorch's autograd.
+// Show rows 2 and 3: for every model that make_models.py wrote (argument: its folder), Hearth's fp32 logits,
+// loss, gradients of every parameter and greedy tokens against those of transformers and PyTorch's autograd.
 // Bounds of the issue: logits 1e-5, gradients 2e-5 of each tensor's largest entry; greedy tokens identical.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -72,18 +72,21 @@ void check_gradients(Fixture& f) {
   loss.loss.backward();
   require_close(loss.loss.detach().view({1}), read(f.reference, "loss", DType::F32), 1e-6, "loss");
   for (const Parameter& p : f.parameters.parameters())
-    require_close(p.main_grad, read(f.reference, "grad." + p.spec.name, DType::F32), 2e-5, "gradient of " + p.spec.name);
+    require_close(p.main_grad, read(f.reference, "grad." + p.spec.name, DType::F32), 2e-5,
+                  "gradient of " + p.spec.name);
 }
 
 void check_greedy(Fixture& f) {
-  const at::Tensor prompt = read(f.reference, "prompt", DType::I64), want = read(f.reference, "greedy", DType::I64);
+  const at::Tensor prompt = read(f.reference, "prompt", DType::I64),
+                   want = read(f.reference, "greedy", DType::I64);
   const std::vector<int32_t> ids(prompt.data_ptr<int64_t>(), prompt.data_ptr<int64_t>() + prompt.numel());
   GenerationOptions options;
   options.max_new_tokens = want.numel();
   InferenceModel model(f.model);
   const Generation got = generate(model, ids, options, {});
-  BOOST_TEST(got.ids == std::vector<int32_t>(want.data_ptr<int64_t>(), want.data_ptr<int64_t>() + want.numel()),
-             boost::test_tools::per_element());
+  BOOST_TEST(
+      got.ids == std::vector<int32_t>(want.data_ptr<int64_t>(), want.data_ptr<int64_t>() + want.numel()),
+      boost::test_tools::per_element());
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The formulas against the bytes that a step sends: every call that the flight recorder sees, under layouts that use
-// each axis alone and together. Two runs of one and of two steps differ by one step, whatever happens at the start.
+// The formulas against the bytes that a step sends: every call that the flight recorder sees, under layouts
+// that use each axis alone and together. Two runs of one and of two steps differ by one step, whatever
+// happens at the start.
 #include "trainer/communication_volume.h"
 
 #include <fmt/core.h>
@@ -9,16 +10,16 @@
 #include <map>
 #include <set>
 
-#include "layouts/layout_run.h"
 #include "../parallel/mpi_fixture.h"
+#include "layouts/layout_run.h"
 #include "trainer/parallel_layout.h"
 
 using namespace hearth;
 
 namespace {
 
-// Bytes sent by kind of traffic, from the sizes that the recorder keeps: of the whole buffer for an all-reduce, of one
-// rank's part for the others.
+// Bytes sent by kind of traffic, from the sizes that the recorder keeps: of the whole buffer for an
+// all-reduce, of one rank's part for the others.
 class Counter : public FlightRecorder::Observer {
  public:
   explicit Counter(std::map<std::string, int64_t> group_sizes) : sizes_(std::move(group_sizes)) {}
@@ -87,20 +88,23 @@ Counted one_step(const testing::Layout& layout, const testing::RunOptions& optio
 }
 
 // Elements that the buckets of a rank hold, padding included, over those that the formula counts.
-double padding(const ExperimentConfig& config, const std::vector<ParameterShard>& shards, int64_t data_ranks) {
-  const ParameterStore store(shards, {.dtype = DType::F32,
-                                      .device = at::kCPU,
-                                      .gradients = WithGradients::No,
-                                      .data_parallel_size = data_ranks,
-                                      .bucket_elements = static_cast<int64_t>(config.parallel.bucket_size_mb * (1 << 18)),
-                                      .weights = DistributedOptimizer::weight_memory(config.parallel.zero_stage),
-                                      .grads = BucketMemory::Resident});
+double padding(const ExperimentConfig& config, const std::vector<ParameterShard>& shards,
+               int64_t data_ranks) {
+  const ParameterStore store(
+      shards, {.dtype = DType::F32,
+               .device = at::kCPU,
+               .gradients = WithGradients::No,
+               .data_parallel_size = data_ranks,
+               .bucket_elements = static_cast<int64_t>(config.parallel.bucket_size_mb * (1 << 18)),
+               .weights = DistributedOptimizer::weight_memory(config.parallel.zero_stage),
+               .grads = BucketMemory::Resident});
   double elements = 0;
   for (const ParameterShard& shard : shards) elements += static_cast<double>(shard.storage_elements());
   return static_cast<double>(store.plan().arena_count()) / elements;
 }
 
-// Neighbouring vectors are summed in one call, the gaps between their aligned starts included: how much that can add.
+// Neighbouring vectors are summed in one call, the gaps between their aligned starts included: how much that
+// can add.
 double gaps(const std::vector<ParameterShard>& shards) {
   double most = 1;
   for (const ParameterShard& shard : shards) {
@@ -130,7 +134,8 @@ void check(const testing::Layout& layout, const testing::RunOptions& options) {
     };
     // Each call's share is rounded down by less than a byte per rank; there are far fewer than 1000 calls.
     const double padded = padding(config, shards, layout.dp * layout.cp / layout.instances), rounding = 1000;
-    const auto gradients = static_cast<double>(formula.gradients), weights = static_cast<double>(formula.weights);
+    const auto gradients = static_cast<double>(formula.gradients),
+               weights = static_cast<double>(formula.weights);
     // From stage 2 on the formula is an upper bound: it is met where one micro-batch at a time is in flight.
     const int64_t shared = layout.zero_stage >= 2 && layout.pp > 1 ? schedule.micros : 1;
     within(counted.gradients, formula.gradients / shared, gradients * padded + rounding, "gradients");

@@ -28,9 +28,13 @@ ExperimentConfig config(int pp, const std::string& schedule, int64_t layers = 8)
   return c;
 }
 
-Mesh mesh_of(const ExperimentConfig& c, int ranks) { return Mesh::from_config(c.parallel, ranks); }
+Mesh mesh_of(const ExperimentConfig& c, int ranks) {
+  return Mesh::from_config(c.parallel, ranks);
+}
 
-bool is_config_error(const Error& e) { return e.kind() == ErrorKind::Config; }
+bool is_config_error(const Error& e) {
+  return e.kind() == ErrorKind::Config;
+}
 
 }  // namespace
 
@@ -96,16 +100,20 @@ BOOST_AUTO_TEST_CASE(parts_make_the_model) {
   }
 }
 
-// Of one layer by hand: G = 2 (4 D^2 + 3 D F) and A = 2 S D a token, D = 64, F = 192, S = 64; norms are 2 x 2 D more.
+// Of one layer by hand: G = 2 (4 D^2 + 3 D F) and A = 2 S D a token, D = 64, F = 192, S = 64; norms are 2 x 2
+// D more.
 BOOST_AUTO_TEST_CASE(costs_by_hand) {
   auto c = config(4, "1f1b", 4);
   c.recompute.granularity = "none";
   c.parallel.pipeline_model_parallel_layout = {1, 1, 1, 1};
   const auto costs = [&] { return pipeline_costs(c, pipeline_schedule(c, mesh_of(c, 4))).times; };
   const double tokens = 2 * 64, matrices = tokens * 2 * (4 * 64 * 64 + 3 * 64 * 192 + 2 * 64),
-               attention = tokens * 2 * 64 * 64, head = tokens * 2 * 128 * 64, share = 2 * tokens * (64 + 64) / 4;
+               attention = tokens * 2 * 64 * 64, head = tokens * 2 * 128 * 64,
+               share = 2 * tokens * (64 + 64) / 4;
   // model_flops counts the final norm and a table of one row among the layers: `share` a layer, at most.
-  const auto near = [&](double value, double expected) { return value >= expected && value <= expected + share; };
+  const auto near = [&](double value, double expected) {
+    return value >= expected && value <= expected + share;
+  };
   auto times = costs();
   BOOST_TEST(times.size() == 4U);
   for (size_t stage = 0; stage < 4; ++stage) {
@@ -120,8 +128,8 @@ BOOST_AUTO_TEST_CASE(costs_by_hand) {
   BOOST_TEST(costs()[0].backward_input == before + attention);
 }
 
-// Each neighbouring pair of ranks is connected in both directions, once; the pairs of a round share no rank, so that all
-// of them can be made at the same time.
+// Each neighbouring pair of ranks is connected in both directions, once; the pairs of a round share no rank,
+// so that all of them can be made at the same time.
 BOOST_AUTO_TEST_CASE(links_in_rounds) {
   for (const ScheduleKind kind : schedule_kinds())
     for (int stages = 1; stages <= 8; ++stages) {

@@ -15,8 +15,8 @@
 namespace hearth {
 
 // Logits in fp32, [ids.size(), vocab_size] row-major, of the model that (config, tensors) describe. The
-// trainer's own forward pass; handed in, because this folder knows no torch. All ranks call it alike, and may compute
-// together; what rank 0 gets counts.
+// trainer's own forward pass; handed in, because this folder knows no torch. All ranks call it alike, and may
+// compute together; what rank 0 gets counts.
 using LogitsFunction = std::function<std::vector<float>(
     const ModelConfig& config, const TensorSource& tensors, const std::vector<int32_t>& ids)>;
 

@@ -22,8 +22,8 @@ std::vector<int32_t> all_starts(const std::vector<std::vector<int32_t>>& documen
     const auto base = checked_cast<int32_t>(static_cast<int64_t>(b) * sequence);
     starts.push_back(base);
     for (const int32_t start : document_starts[b]) {
-      HEARTH_REQUIRE(start >= 0 && start < sequence, "document start {} outside a sequence of {} tokens", start,
-                     sequence);
+      HEARTH_REQUIRE(start >= 0 && start < sequence, "document start {} outside a sequence of {} tokens",
+                     start, sequence);
       if (start > 0) starts.push_back(base + start);
     }
   }
@@ -57,8 +57,8 @@ at::Tensor rows_first(const at::Tensor& context_BHSW) {
 
 }  // namespace
 
-AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& document_starts, int64_t sequence,
-                                      at::Device device, at::ScalarType dtype) {
+AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& document_starts,
+                                      int64_t sequence, at::Device device, at::ScalarType dtype) {
   AttentionLayout layout;
   layout.batch = static_cast<int64_t>(document_starts.size());
   layout.sequence = sequence;
@@ -89,9 +89,10 @@ at::Tensor attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_k
   const auto parts = qkv_NHW.split_with_sizes({num_heads, num_kv_heads, num_kv_heads}, 1);
   if (layout.cu_seqlens.defined()) {
     const double scale = 1.0 / std::sqrt(static_cast<double>(qkv_NHW.size(2)));
-    const auto out = at::_flash_attention_forward(parts[0], parts[1], parts[2], layout.cu_seqlens, layout.cu_seqlens,
-                                                  layout.longest_document, layout.longest_document, /*dropout_p=*/0.0,
-                                                  /*is_causal=*/true, /*return_debug_mask=*/false, scale);
+    const auto out =
+        at::_flash_attention_forward(parts[0], parts[1], parts[2], layout.cu_seqlens, layout.cu_seqlens,
+                                     layout.longest_document, layout.longest_document, /*dropout_p=*/0.0,
+                                     /*is_causal=*/true, /*return_debug_mask=*/false, scale);
     return std::get<0>(out).reshape({qkv_NHW.size(0), -1});
   }
   const at::Tensor q = heads_first(parts[0], layout), k = heads_first(parts[1], layout),
@@ -111,15 +112,16 @@ at::Tensor attention_cached(const at::Tensor& qkv_NHW, int64_t num_heads, int64_
   keys.narrow(1, cache.length, layout.sequence).copy_(parts[1].view(shape));
   values.narrow(1, cache.length, layout.sequence).copy_(parts[2].view(shape));
   const at::Tensor q = heads_first(parts[0], layout);
-  const at::Tensor k = keys.narrow(1, 0, total).transpose(1, 2), v = values.narrow(1, 0, total).transpose(1, 2);
+  const at::Tensor k = keys.narrow(1, 0, total).transpose(1, 2),
+                   v = values.narrow(1, 0, total).transpose(1, 2);
   // One new row sees everything; several rows behind a cache need the causal mask shifted by what is stored.
   std::optional<at::Tensor> mask;
   if (layout.sequence > 1 && cache.length > 0) {
     const auto options = at::TensorOptions(qkv_NHW.device()).dtype(at::kLong);
     mask = at::arange(total, options).unsqueeze(0).le(at::arange(cache.length, total, options).unsqueeze(1));
   }
-  return rows_first(at::scaled_dot_product_attention(q, k, v, mask, 0.0, cache.length == 0 && layout.sequence > 1,
-                                                     std::nullopt, num_heads != num_kv_heads));
+  return rows_first(at::scaled_dot_product_attention(
+      q, k, v, mask, 0.0, cache.length == 0 && layout.sequence > 1, std::nullopt, num_heads != num_kv_heads));
 }
 
 }  // namespace hearth

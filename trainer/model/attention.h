@@ -12,16 +12,17 @@ namespace hearth {
 // Which rows attend to which: B sequences of S rows, causal, and inside a sequence only within one document.
 struct AttentionLayout {
   int64_t batch = 0, sequence = 0;
-  bool has_boundaries = false;    // false: every sequence is one document and the fields below are unused
-  at::Tensor cu_seqlens;          // int32 [documents + 1], row at which each document starts (CUDA, half precision)
+  bool has_boundaries = false;  // false: every sequence is one document and the fields below are unused
+  at::Tensor cu_seqlens;  // int32 [documents + 1], row at which each document starts (CUDA, half precision)
   int64_t longest_document = 0;
-  at::Tensor mask;                // bool [B, 1, S, S], true = attend (CPU, and CUDA in fp32)
+  at::Tensor mask;  // bool [B, 1, S, S], true = attend (CPU, and CUDA in fp32)
 };
 
-// `document_starts[b]` lists the positions in [0, sequence) of sequence b at which a document begins (0 included or
-// not). Everything the kernels need is made once per micro-batch, for activations of `dtype` on `device`.
-AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& document_starts, int64_t sequence,
-                                      at::Device device, at::ScalarType dtype);
+// `document_starts[b]` lists the positions in [0, sequence) of sequence b at which a document begins (0
+// included or not). Everything the kernels need is made once per micro-batch, for activations of `dtype` on
+// `device`.
+AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& document_starts,
+                                      int64_t sequence, at::Device device, at::ScalarType dtype);
 
 // Keys and values of the tokens so far, one pair a layer, [B, capacity, K, W]. Value semantics of tensors.
 struct KvCache {
@@ -34,7 +35,8 @@ struct KvCache {
 // qkv_NHW: [N, H + 2K, W] after RoPE. Returns the context [N, H x W]. Differentiable.
 at::Tensor attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                      const AttentionLayout& layout);
-// The same for new rows behind a cache (no gradient): stores the new keys and values of `layer`, attends to all.
+// The same for new rows behind a cache (no gradient): stores the new keys and values of `layer`, attends to
+// all.
 at::Tensor attention_cached(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                             const AttentionLayout& layout, KvCache& cache, int64_t layer);
 

@@ -24,7 +24,8 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Weights and context outlive the graph (contract in the header), so the autograd context carries their address.
+// Weights and context outlive the graph (contract in the header), so the autograd context carries their
+// address.
 template <class T>
 void keep_pointer(AutogradContext* ctx, const char* key, const T* pointer) {
   ctx->saved_data[key] = reinterpret_cast<int64_t>(pointer);
@@ -34,9 +35,12 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
   return reinterpret_cast<const T*>(ctx->saved_data[key].toInt());
 }
 
-Tensor linear(const Tensor& x, const LinearWeights& w) { return kernels::linear_forward_op(x, w.weight, w.bias); }
+Tensor linear(const Tensor& x, const LinearWeights& w) {
+  return kernels::linear_forward_op(x, w.weight, w.bias);
+}
 
-void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const ModelContext& context) {
+void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w,
+                                const ModelContext& context) {
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
   context.events->before_gradient(w.parameters);
   kernels::linear_backward_weight_op(dy, x, main_grad, bias_grad.defined() ? &bias_grad : nullptr);
@@ -62,13 +66,15 @@ Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, cons
   return dx;
 }
 
-// Backward of norm -> gather -> column-parallel linear. `normed` holds this rank's rows, which are gathered again for the
-// weight gradient (cheaper than keeping all rows: Korthikanti et al. 2022) while the input gradient is computed; that one
-// crosses the group while the weight gradient is.
-Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w, const ModelContext& context) {
+// Backward of norm -> gather -> column-parallel linear. `normed` holds this rank's rows, which are gathered
+// again for the weight gradient (cheaper than keeping all rows: Korthikanti et al. 2022) while the input
+// gradient is computed; that one crosses the group while the weight gradient is.
+Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
+                              const ModelContext& context) {
   if (context.deferred != nullptr) {
-    context.deferred->push([normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
-                           [dy, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, context); });
+    context.deferred->push(
+        [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
+        [dy, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, context); });
     return context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx").wait();
   }
   PendingRows x = context.rows.gather(normed, "tp.column.x");
@@ -85,7 +91,8 @@ Heads query_and_key(const Tensor& qkv, const BlockWeights& w) {
   return {qkv.narrow(1, 0, w.num_heads), qkv.narrow(1, w.num_heads, w.num_kv_heads)};
 }
 
-// Normalises the rows of `section` [N, heads, W] in place; returns the rows before that, which backward needs.
+// Normalises the rows of `section` [N, heads, W] in place; returns the rows before that, which backward
+// needs.
 struct HeadNorm {
   Tensor input, rstd;
 };
@@ -97,8 +104,10 @@ HeadNorm head_norm(Tensor section, const NormWeights& w) {
 }
 
 struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
-  // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without recompute.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w, const RopeInput& rope) {
+  // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without
+  // recompute.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w,
+                        const RopeInput& rope) {
     w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
     Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv);
@@ -110,8 +119,9 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
       k_norm = head_norm(k, w->k_norm);
     }
     kernels::rope_out_op(q, k, rope.table, rope.positions, kernels::RopeDirection::Forward, q, k);
-    ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, q_norm.input, k_norm.input,
-                            q_norm.rstd, k_norm.rstd, rope.table.cos_PD2, rope.table.sin_PD2, rope.positions});
+    ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, q_norm.input,
+                            k_norm.input, q_norm.rstd, k_norm.rstd, rope.table.cos_PD2, rope.table.sin_PD2,
+                            rope.positions});
     keep_pointer(ctx, "w", w);
     return qkv;
   }
@@ -121,15 +131,17 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     const ModelContext& context = *w->context;
     const Tensor &x = saved[0], &rstd = saved[1];
     Tensor d_qkv = grads[0].contiguous();
-    if (d_qkv.is_same(grads[0])) d_qkv = d_qkv.clone();  // the graph may still own it, and it is changed in place
+    if (d_qkv.is_same(grads[0]))
+      d_qkv = d_qkv.clone();  // the graph may still own it, and it is changed in place
     auto [dq, dk] = query_and_key(d_qkv, *w);
     kernels::rope_out_op(dq, dk, {saved[7], saved[8]}, saved[9], kernels::RopeDirection::Backward, dq, dk);
     if (w->q_norm.weight.defined()) {
       dq.copy_(norm_backward(dq, saved[3], saved[5], w->q_norm, context));
       dk.copy_(norm_backward(dk, saved[4], saved[6], w->k_norm, context));
     }
-    const Tensor normed =
-        saved[2].defined() ? saved[2] : kernels::rms_norm_forward_op(x, w->input_norm.weight, w->input_norm.eps).y;
+    const Tensor normed = saved[2].defined()
+                              ? saved[2]
+                              : kernels::rms_norm_forward_op(x, w->input_norm.weight, w->input_norm.eps).y;
     const Tensor d_normed = column_linear_backward(d_qkv.view({d_qkv.size(0), -1}), normed, w->qkv, context);
     const Tensor dx = norm_backward(d_normed, x, rstd, w->input_norm, context);
     context.events->after_use(w->unit, UsePhase::Backward);
@@ -167,7 +179,8 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
 struct MlpFn : torch::autograd::Function<MlpFn> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w) {
     const ModelContext& context = *w->context;
-    auto normed = kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
+    auto normed =
+        kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
     const Tensor gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up);
     const Tensor activated = kernels::swiglu_forward_op(gate_up);
     ctx->save_for_backward({x_nD, normed.rstd, gate_up, w->recompute.norm ? Tensor() : normed.y,
@@ -192,14 +205,16 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     });
     const Tensor d_gate_up =
         kernels::swiglu_backward_op(kernels::linear_backward_input_op(dy_all, w->down.weight), gate_up);
-    const Tensor normed = saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
+    const Tensor normed =
+        saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
     const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, context);
     return {norm_backward(d_normed, x, rstd, norm, context, /*residual_grad=*/dy), Tensor()};
   }
 };
 
 struct RmsNormFn : torch::autograd::Function<RmsNormFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const NormWeights* w, const ModelContext* context) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const NormWeights* w,
+                        const ModelContext* context) {
     auto normed = kernels::rms_norm_forward_op(x_nD, w->weight, w->eps);
     ctx->save_for_backward({x_nD, normed.rstd});
     keep_pointer(ctx, "w", w);
@@ -215,13 +230,15 @@ struct RmsNormFn : torch::autograd::Function<RmsNormFn> {
 };
 
 struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& ids_N, const VocabWeights* w, const Tensor& /*anchor*/) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& ids_N, const VocabWeights* w,
+                        const Tensor& /*anchor*/) {
     const ModelContext& context = *w->context;
     ctx->save_for_backward({ids_N});
     keep_pointer(ctx, "w", w);
     context.before_forward(w->unit);
-    Tensor rows = context.rows.size() == 1 ? kernels::embedding_forward_op(w->linear.weight, ids_N)
-                                           : kernels::embedding_range_forward_op(w->linear.weight, ids_N, w->first_id);
+    Tensor rows = context.rows.size() == 1
+                      ? kernels::embedding_forward_op(w->linear.weight, ids_N)
+                      : kernels::embedding_range_forward_op(w->linear.weight, ids_N, w->first_id);
     context.after_forward(w->unit);
     return context.rows.sum(rows, "tp.embedding.y").wait();
   }
@@ -247,8 +264,8 @@ Tensor chunk_loss(Tensor& logits, const Tensor& targets, const VocabWeights& hea
   if (head.context->rows.size() == 1)
     return kernels::cross_entropy_forward_backward_op(logits, targets, scale, head.count);
   const Tensor statistics = kernels::vocab_parallel_statistics_op(logits, targets, head.first_id, head.count);
-  const auto loss = kernels::vocab_parallel_loss_op(head.context->rows.gather_all(statistics, "tp.loss"), targets,
-                                                    head.vocab_size);
+  const auto loss = kernels::vocab_parallel_loss_op(head.context->rows.gather_all(statistics, "tp.loss"),
+                                                    targets, head.vocab_size);
   kernels::vocab_parallel_gradient_op(logits, targets, loss.log_sum_exp_N, head.first_id, head.count, scale);
   return loss.loss_N;
 }
@@ -271,7 +288,8 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
       loss_sum.add_(chunk_loss(logits, targets, *head, scale).sum());
       const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
       dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
-      // Asked for anew behind every wait for other ranks, in which the bucket may have gone out. Reported once, in backward.
+      // Asked for anew behind every wait for other ranks, in which the bucket may have gone out. Reported
+      // once, in backward.
       context.events->before_gradient(w.parameters);
       kernels::linear_backward_weight_op(d_logits, x, main_grad);
     }
@@ -302,14 +320,17 @@ Tensor attention_input(const Tensor& x_nD, const BlockWeights& weights, const Ro
 Tensor attention_output(const Tensor& context_NE, const Tensor& residual_nD, const BlockWeights& weights) {
   return AttentionOutputFn::apply(context_NE, residual_nD, &weights);
 }
-Tensor mlp(const Tensor& x_nD, const BlockWeights& weights) { return MlpFn::apply(x_nD, &weights); }
+Tensor mlp(const Tensor& x_nD, const BlockWeights& weights) {
+  return MlpFn::apply(x_nD, &weights);
+}
 Tensor rms_norm(const Tensor& x_nD, const NormWeights& weights, const ModelContext& context) {
   return RmsNormFn::apply(x_nD, &weights, &context);
 }
 Tensor embedding(const Tensor& ids_N, const VocabWeights& table, const Tensor& anchor) {
   return EmbeddingFn::apply(ids_N, &table, anchor);
 }
-LossResult linear_cross_entropy(const Tensor& x_nD, const Tensor& targets_N, const VocabWeights& head, double scale) {
+LossResult linear_cross_entropy(const Tensor& x_nD, const Tensor& targets_N, const VocabWeights& head,
+                                double scale) {
   auto out = LinearCrossEntropyFn::apply(x_nD, targets_N, &head, scale);
   return {out[0], out[1]};
 }

@@ -1,9 +1,9 @@
-// The differentiable pieces of a transformer block, each one autograd::Function over kernels/. They save the least they
-// can (inputs and per-row statistics) and rebuild the rest in backward, and they add weight gradients straight into
-// the fp32 main_grad tensors: no weight is an autograd leaf.
-// Letters: N = batch x sequence rows, n = the rows that this rank holds between linears (N, or N / tensor-parallel size
-// with sequence parallelism), D hidden, H query heads, K key/value heads of this rank, W head width, F intermediate.
-// Weights structs belong to the Transformer and must outlive the graph. Not thread-safe.
+// The differentiable pieces of a transformer block, each one autograd::Function over kernels/. They save the
+// least they can (inputs and per-row statistics) and rebuild the rest in backward, and they add weight
+// gradients straight into the fp32 main_grad tensors: no weight is an autograd leaf. Letters: N = batch x
+// sequence rows, n = the rows that this rank holds between linears (N, or N / tensor-parallel size with
+// sequence parallelism), D hidden, H query heads, K key/value heads of this rank, W head width, F
+// intermediate. Weights structs belong to the Transformer and must outlive the graph. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,10 +35,10 @@ struct NormWeights {
 
 // What is kept for backward; what is not kept is rebuilt (recompute.modules in the experiment file).
 struct RecomputeChoice {
-  bool norm = true;    // normalised activations
-  bool swiglu = true;  // silu(gate) x up
+  bool norm = true;             // normalised activations
+  bool swiglu = true;           // silu(gate) x up
   bool core_attention = false;  // softmax(q k) v; of the rest, q, k and v are kept
-  int64_t every_layers = 0;     // > 0: only the input of every so many layers is kept, and the rest is rebuilt
+  int64_t every_layers = 0;  // > 0: only the input of every so many layers is kept, and the rest is rebuilt
 };
 
 struct BlockWeights {
@@ -53,8 +53,8 @@ struct BlockWeights {
 
 // A vocabulary table, or this tensor-parallel rank's rows of one.
 struct VocabWeights {
-  LinearWeights linear;    // padded rows included
-  int64_t first_id = 0;    // ids [first_id, first_id + count) are here
+  LinearWeights linear;  // padded rows included
+  int64_t first_id = 0;  // ids [first_id, first_id + count) are here
   int64_t count = 0;
   int64_t vocab_size = 0;  // of the whole table
   int64_t unit = 0;
@@ -69,21 +69,24 @@ struct RopeInput {
 // x_nD -> norm -> fused q,k,v -> (q/k norm) -> RoPE. Returns [N, H + 2K, W].
 at::Tensor attention_input(const at::Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope);
 // residual_nD + context_NE W_o^T
-at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_nD, const BlockWeights& weights);
+at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_nD,
+                            const BlockWeights& weights);
 // x_nD + down(swiglu(gate_up(norm(x_nD))))
 at::Tensor mlp(const at::Tensor& x_nD, const BlockWeights& weights);
 at::Tensor rms_norm(const at::Tensor& x_nD, const NormWeights& weights, const ModelContext& context);
-// Rows [n, D] of the table for ids [N]. `anchor` is any tensor that requires grad: it puts the lookup into the graph.
+// Rows [n, D] of the table for ids [N]. `anchor` is any tensor that requires grad: it puts the lookup into
+// the graph.
 at::Tensor embedding(const at::Tensor& ids_N, const VocabWeights& table, const at::Tensor& anchor);
 
-// Sum over rows of -log p(target) x scale, computed head and loss together in chunks of rows, so that the logits of the
-// whole batch never exist (idea: Liger kernels' fused linear cross entropy). Targets of -100 do not count. Over a
-// tensor-parallel group each rank has the logits of its part of the vocabulary and only three numbers a row travel
-// (vocabulary-parallel cross entropy: Shoeybi et al. 2019); every rank returns the same loss.
-// Training only: head.main_grad is written. Backward expects a gradient of exactly 1 for the returned scalar: gradients are formed in forward.
+// Sum over rows of -log p(target) x scale, computed head and loss together in chunks of rows, so that the
+// logits of the whole batch never exist (idea: Liger kernels' fused linear cross entropy). Targets of -100 do
+// not count. Over a tensor-parallel group each rank has the logits of its part of the vocabulary and only
+// three numbers a row travel (vocabulary-parallel cross entropy: Shoeybi et al. 2019); every rank returns the
+// same loss. Training only: head.main_grad is written. Backward expects a gradient of exactly 1 for the
+// returned scalar: gradients are formed in forward.
 struct LossResult {
-  at::Tensor loss;       // fp32 scalar, differentiable: sum of losses x scale
-  at::Tensor loss_sum;   // fp32 scalar, detached: sum of losses, unscaled
+  at::Tensor loss;      // fp32 scalar, differentiable: sum of losses x scale
+  at::Tensor loss_sum;  // fp32 scalar, detached: sum of losses, unscaled
 };
 LossResult linear_cross_entropy(const at::Tensor& x_nD, const at::Tensor& targets_N, const VocabWeights& head,
                                 double scale);

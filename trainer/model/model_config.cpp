@@ -18,14 +18,16 @@ void ModelConfig::validate(ConfigErrors& e) const {
   e.require(num_key_value_heads >= 0, "num_key_value_heads", "must be >= 0, got {}", num_key_value_heads);
   e.require(head_dim >= 0, "head_dim", "must be >= 0, got {}", head_dim);
   if (num_attention_heads > 0) {
-    e.require(num_key_value_heads <= 0 || num_attention_heads % num_key_value_heads == 0, "num_key_value_heads",
-              "must divide num_attention_heads = {}, got {}", num_attention_heads, num_key_value_heads);
+    e.require(num_key_value_heads <= 0 || num_attention_heads % num_key_value_heads == 0,
+              "num_key_value_heads", "must divide num_attention_heads = {}, got {}", num_attention_heads,
+              num_key_value_heads);
     e.require(head_dim > 0 || hidden_size % num_attention_heads == 0, "head_dim",
-              "is needed where num_attention_heads = {} does not divide hidden_size = {}", num_attention_heads,
-              hidden_size);
+              "is needed where num_attention_heads = {} does not divide hidden_size = {}",
+              num_attention_heads, hidden_size);
     e.require(head_width() % 2 == 0, "head_dim", "must be even for RoPE, got {}", head_width());
   }
-  e.require(std::isfinite(rope_theta) && rope_theta > 0, "rope_theta", "must be finite and > 0, got {}", rope_theta);
+  e.require(std::isfinite(rope_theta) && rope_theta > 0, "rope_theta", "must be finite and > 0, got {}",
+            rope_theta);
   e.require(std::isfinite(rms_norm_eps) && rms_norm_eps > 0, "rms_norm_eps", "must be finite and > 0, got {}",
             rms_norm_eps);
   e.require(std::isfinite(initializer_range) && initializer_range > 0, "initializer_range",
@@ -35,12 +37,12 @@ void ModelConfig::validate(ConfigErrors& e) const {
   if (rope_scaling.rope_type == "llama3") {
     const auto& r = rope_scaling;
     e.require(std::isfinite(r.factor) && r.factor >= 1, "factor", "must be >= 1, got {}", r.factor);
-    e.require(std::isfinite(r.low_freq_factor) && r.low_freq_factor > 0, "low_freq_factor", "must be > 0, got {}",
-              r.low_freq_factor);
+    e.require(std::isfinite(r.low_freq_factor) && r.low_freq_factor > 0, "low_freq_factor",
+              "must be > 0, got {}", r.low_freq_factor);
     e.require(std::isfinite(r.high_freq_factor) && r.high_freq_factor > r.low_freq_factor, "high_freq_factor",
               "must be > low_freq_factor = {}, got {}", r.low_freq_factor, r.high_freq_factor);
-    e.require(r.original_max_position_embeddings > 0, "original_max_position_embeddings", "must be > 0, got {}",
-              r.original_max_position_embeddings);
+    e.require(r.original_max_position_embeddings > 0, "original_max_position_embeddings",
+              "must be > 0, got {}", r.original_max_position_embeddings);
   }
 }
 

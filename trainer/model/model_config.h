@@ -1,5 +1,6 @@
 // Shape and switches of a decoder-only transformer, with the names of HF config.json.
-// Families are data: a family sets defaults for the switches (apply_family_defaults), nothing else depends on it.
+// Families are data: a family sets defaults for the switches (apply_family_defaults), nothing else depends on
+// it.
 #pragma once
 
 #include <cmath>
@@ -24,8 +25,10 @@ struct RopeScalingConfig {
   void visit(V&& v) {
     v("rope_type", rope_type, OnResume::Frozen, "default | llama3");
     v("factor", factor, OnResume::Frozen, "llama3: by how much low frequencies are slowed");
-    v("low_freq_factor", low_freq_factor, OnResume::Frozen, "llama3: wavelengths above original/this are scaled");
-    v("high_freq_factor", high_freq_factor, OnResume::Frozen, "llama3: wavelengths below original/this are kept");
+    v("low_freq_factor", low_freq_factor, OnResume::Frozen,
+      "llama3: wavelengths above original/this are scaled");
+    v("high_freq_factor", high_freq_factor, OnResume::Frozen,
+      "llama3: wavelengths below original/this are kept");
     v("original_max_position_embeddings", original_max_position_embeddings, OnResume::Frozen,
       "llama3: context of the first training");
   }
@@ -48,7 +51,7 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   bool attention_bias = false;  // on q, k and v
   bool attention_output_bias = false;
-  bool qk_norm = false;         // RMSNorm over head_dim of q and k, before RoPE
+  bool qk_norm = false;  // RMSNorm over head_dim of q and k, before RoPE
   bool operator==(const ModelConfig&) const = default;
 
   template <class V>
@@ -59,7 +62,8 @@ struct ModelConfig {
     v("intermediate_size", intermediate_size, OnResume::Frozen, "width of the SwiGLU");
     v("num_hidden_layers", num_hidden_layers, OnResume::Frozen, "transformer blocks");
     v("num_attention_heads", num_attention_heads, OnResume::Frozen, "query heads");
-    v("num_key_value_heads", num_key_value_heads, OnResume::Frozen, "key and value heads; 0 = num_attention_heads");
+    v("num_key_value_heads", num_key_value_heads, OnResume::Frozen,
+      "key and value heads; 0 = num_attention_heads");
     v("head_dim", head_dim, OnResume::Frozen, "0 = hidden_size / num_attention_heads");
     v("max_position_embeddings", max_position_embeddings, OnResume::MayChange, "longest sequence, in tokens");
     v("rope_theta", rope_theta, OnResume::Frozen, "RoPE base");
@@ -68,7 +72,8 @@ struct ModelConfig {
     v("initializer_range", initializer_range, OnResume::Frozen, "standard deviation of initial weights");
     v("tie_word_embeddings", tie_word_embeddings, OnResume::Frozen, "the head is the embedding");
     v("attention_bias", attention_bias, OnResume::Frozen, "bias on q, k and v");
-    v("attention_output_bias", attention_output_bias, OnResume::Frozen, "bias on the attention output projection");
+    v("attention_output_bias", attention_output_bias, OnResume::Frozen,
+      "bias on the attention output projection");
     v("qk_norm", qk_norm, OnResume::Frozen, "RMSNorm per head on q and k");
   }
   void validate(ConfigErrors& e) const;
@@ -79,7 +84,8 @@ struct ModelConfig {
   }
 };
 
-// Sets the switches that a family implies (qwen2: attention_bias, qwen3: qk_norm, ...). Called before explicit keys.
+// Sets the switches that a family implies (qwen2: attention_bias, qwen3: qk_norm, ...). Called before
+// explicit keys.
 void apply_family_defaults(ModelConfig& config);
 
 // What a parameter starts as.

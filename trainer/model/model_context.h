@@ -1,5 +1,6 @@
-// What the pieces of a model share with the world around them: other ranks, whoever manages the parameters, and whether
-// weight gradients are computed now or later. Borrowed by every graph of a forward pass: outlives them. Not thread-safe.
+// What the pieces of a model share with the world around them: other ranks, whoever manages the parameters,
+// and whether weight gradients are computed now or later. Borrowed by every graph of a forward pass: outlives
+// them. Not thread-safe.
 #pragma once
 
 #include <functional>
@@ -13,21 +14,23 @@
 
 namespace hearth {
 
-// Weight gradients that wait for their own pipeline action: the split of backward into an input and a weight part of
-// zero-bubble schedules (Qi et al. 2023). Run in the order in which they were queued.
+// Weight gradients that wait for their own pipeline action: the split of backward into an input and a weight
+// part of zero-bubble schedules (Qi et al. 2023). Run in the order in which they were queued.
 class WeightGradQueue {
  public:
   void push(std::function<void()> gradient) {
     push({}, [gradient = std::move(gradient)](const at::Tensor&) { gradient(); });
   }
-  // With rows that have to be collected from other ranks: that begins while the gradient before this one is computed.
+  // With rows that have to be collected from other ranks: that begins while the gradient before this one is
+  // computed.
   void push(std::function<PendingRows()> collect, std::function<void(const at::Tensor& rows)> gradient) {
     gradients_.push_back({std::move(collect), std::move(gradient)});
   }
   void run() {
     const auto gradients = std::exchange(gradients_, {});
     const auto collect = [&](size_t i) {
-      return i < gradients.size() && gradients[i].collect ? gradients[i].collect() : PendingRows(at::Tensor());
+      return i < gradients.size() && gradients[i].collect ? gradients[i].collect()
+                                                          : PendingRows(at::Tensor());
     };
     PendingRows next = collect(0);
     for (size_t i = 0; i < gradients.size(); ++i) {
@@ -58,9 +61,10 @@ struct ModelContext {
   ContextParallel sequence;
   ParameterEvents* events = nullptr;    // never null once a Transformer is made
   WeightGradQueue* deferred = nullptr;  // null: weight gradients are computed at once
-  // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be empty.
+  // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be
+  // empty.
   std::function<void(const std::string& name, const at::Tensor& rows_nD)> activation_observer;
-  bool rebuilding = false;              // a forward pass inside backward (recompute.h)
+  bool rebuilding = false;  // a forward pass inside backward (recompute.h)
 
   // Around a forward use of a unit. What is rebuilt stays for the backward that follows at once.
   void before_forward(int64_t unit) const {

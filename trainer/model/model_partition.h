@@ -1,6 +1,6 @@
-// Which part of a model one rank holds: layers by pipeline chunk, slices of each matrix by tensor-parallel rank
-// (column- and row-parallel linears, vocabulary-parallel tables: Megatron-LM, Shoeybi et al. 2019). Pure arithmetic over
-// parameter_specs(); no torch, no communication. Value types, thread-safe.
+// Which part of a model one rank holds: layers by pipeline chunk, slices of each matrix by tensor-parallel
+// rank (column- and row-parallel linears, vocabulary-parallel tables: Megatron-LM, Shoeybi et al. 2019). Pure
+// arithmetic over parameter_specs(); no torch, no communication. Value types, thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -45,15 +45,15 @@ enum class GradientSum {
 
 // One parameter as a rank holds it.
 struct ParameterShard {
-  ParameterSpec spec;       // of the whole model
-  Box box;                  // the part held here; may have no rows (the last share of a small vocabulary)
+  ParameterSpec spec;        // of the whole model
+  Box box;                   // the part held here; may have no rows (the last share of a small vocabulary)
   int64_t storage_rows = 0;  // rows in memory: those of `box`, and padding for vocabulary tables
-  bool counts = true;       // of all ranks that hold the same elements, the one that saves and measures them
+  bool counts = true;        // of all ranks that hold the same elements, the one that saves and measures them
   GradientSum sum = GradientSum::None;
-  int64_t unit = 0;         // what is used together: 0 embedding, 1 + layer, 1 + num_hidden_layers head
+  int64_t unit = 0;  // what is used together: 0 embedding, 1 + layer, 1 + num_hidden_layers head
   std::vector<int64_t> shape() const { return box.extent; }
   int64_t numel() const;
-  int64_t row_elements() const;     // elements of one row of the box
+  int64_t row_elements() const;  // elements of one row of the box
   int64_t storage_elements() const { return storage_rows * row_elements(); }
 };
 
@@ -61,8 +61,9 @@ struct ParameterShard {
 // Throws Error{Config} where heads or widths do not divide: see require_tensor_parallel.
 std::vector<ParameterShard> parameter_shards(const ModelConfig& config, const ModelPartition& partition);
 
-// Query heads and intermediate_size must divide; key/value heads must divide the size or be divided by it. The
-// vocabulary is padded and takes any size. Adds an entry for each that does not, keys as in the experiment file.
+// Query heads and intermediate_size must divide; key/value heads must divide the size or be divided by it.
+// The vocabulary is padded and takes any size. Adds an entry for each that does not, keys as in the
+// experiment file.
 void check_tensor_parallel(const ModelConfig& config, int64_t tensor_size, ConfigErrors& errors);
 // The same as an Error{Config}.
 void require_tensor_parallel(const ModelConfig& config, int64_t tensor_size);
@@ -83,7 +84,8 @@ VocabShare vocab_share(int64_t vocab_size, int64_t tensor_size, int64_t tensor_r
 // Elements [begin, end) of `box` (row-major within the box) as runs of the whole tensor of `shape`:
 // visit(first element of the run in the whole tensor, first in the box, count), in order.
 template <class Visit>
-void for_each_run(const std::vector<int64_t>& shape, const Box& box, int64_t begin, int64_t end, const Visit& visit) {
+void for_each_run(const std::vector<int64_t>& shape, const Box& box, int64_t begin, int64_t end,
+                  const Visit& visit) {
   const int64_t columns = shape.size() > 1 ? shape[1] : 1;
   const int64_t width = shape.size() > 1 ? box.extent[1] : 1, column = shape.size() > 1 ? box.offset[1] : 0;
   if (width == columns) {  // whole rows: one run

@@ -1,5 +1,5 @@
-// What a model tells whoever manages its parameters' memory and gradients (the optimizer). The calls below do nothing:
-// good for inference on resident weights. Called on the thread that computes, in the order of use.
+// What a model tells whoever manages its parameters' memory and gradients (the optimizer). The calls below do
+// nothing: good for inference on resident weights. Called on the thread that computes, in the order of use.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,8 @@
 namespace hearth {
 namespace {
 
-// Parameters that one GEMM reads together must be stored without gaps: true when `next` continues the group of `name`.
+// Parameters that one GEMM reads together must be stored without gaps: true when `next` continues the group
+// of `name`.
 bool same_group(const std::string& name, const std::string& next) {
   constexpr std::pair<std::string_view, std::string_view> kNeighbours[] = {
       {"q_proj.", "k_proj."}, {"k_proj.", "v_proj."}, {"gate_proj.", "up_proj."}};
@@ -26,22 +27,24 @@ bool same_group(const std::string& name, const std::string& next) {
   return false;
 }
 
-bool is_vector(const ParameterShard& shard) { return shard.spec.shape.size() < 2; }
+bool is_vector(const ParameterShard& shard) {
+  return shard.spec.shape.size() < 2;
+}
 
 bool is_vocabulary_table(const std::string& name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-// What may share a bucket has one number: the layers' matrices (each layer for itself where `per_layer`), each
-// vocabulary table, the vectors.
+// What may share a bucket has one number: the layers' matrices (each layer for itself where `per_layer`),
+// each vocabulary table, the vectors.
 int64_t bucket_kind(const ParameterShard& shard, bool per_layer) {
   constexpr int64_t kVectors = -1, kLayers = -2;
   if (is_vector(shard)) return kVectors;
   return per_layer || is_vocabulary_table(shard.spec.name) ? shard.unit : kLayers;
 }
 
-// Groups in bucket order: what plan_buckets takes. Vectors come first, so that their buckets are the last ones, when the
-// last norm's gradient is there anyway.
+// Groups in bucket order: what plan_buckets takes. Vectors come first, so that their buckets are the last
+// ones, when the last norm's gradient is there anyway.
 struct Groups {
   std::vector<BucketGroup> groups;
   std::vector<size_t> order;  // StoragePlan::order
@@ -51,7 +54,8 @@ Groups storage_groups(const std::vector<ParameterShard>& shards, bool per_layer)
   for (const bool vectors : {true, false})
     for (size_t i = 0; i < shards.size(); ++i) {
       if (is_vector(shards[i]) != vectors) continue;
-      const bool joins = !out.order.empty() && out.order.back() + 1 == i && same_group(shards[i - 1].spec.name, shards[i].spec.name);
+      const bool joins = !out.order.empty() && out.order.back() + 1 == i &&
+                         same_group(shards[i - 1].spec.name, shards[i].spec.name);
       if (!joins) out.groups.push_back({.parameters = {}, .kind = bucket_kind(shards[i], per_layer)});
       out.groups.back().parameters.push_back({shards[i].spec.name, shards[i].storage_elements()});
       out.order.push_back(i);
@@ -67,23 +71,32 @@ void restore_memory(const at::Tensor& flat) {
   c10::StorageImpl* storage = flat.storage().unsafeGetStorageImpl();
   storage->set_data_ptr_noswap(storage->allocator()->allocate(storage->nbytes()));
 }
-bool has_memory(const at::Tensor& flat) { return flat.storage().data() != nullptr; }
-auto bytes_of(const at::Tensor& flat) { return static_cast<int64_t>(flat.storage().nbytes()); }
+bool has_memory(const at::Tensor& flat) {
+  return flat.storage().data() != nullptr;
+}
+auto bytes_of(const at::Tensor& flat) {
+  return static_cast<int64_t>(flat.storage().nbytes());
+}
 
 }  // namespace
 
 at::ScalarType torch_dtype(DType dtype) {
   switch (dtype) {
-    case DType::F64: return at::kDouble;
-    case DType::F32: return at::kFloat;
-    case DType::F16: return at::kHalf;
-    case DType::BF16: return at::kBFloat16;
-    default: fail(ErrorKind::Usage, "a model cannot compute in {}", config_name(dtype));
+    case DType::F64:
+      return at::kDouble;
+    case DType::F32:
+      return at::kFloat;
+    case DType::F16:
+      return at::kHalf;
+    case DType::BF16:
+      return at::kBFloat16;
+    default:
+      fail(ErrorKind::Usage, "a model cannot compute in {}", config_name(dtype));
   }
 }
 
-ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Device device, WithGradients gradients,
-                               int64_t data_parallel_size, int64_t bucket_elements)
+ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Device device,
+                               WithGradients gradients, int64_t data_parallel_size, int64_t bucket_elements)
     : ParameterStore(parameter_shards(config, ModelPartition::whole(config)),
                      {.dtype = dtype,
                       .device = device,
@@ -93,7 +106,8 @@ ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Devic
 
 StoragePlan storage_plan(const std::vector<ParameterShard>& shards, const StoreOptions& options) {
   Groups groups = storage_groups(shards, options.weights == BucketMemory::OnDemand);
-  return {plan_buckets(groups.groups, options.bucket_elements, options.data_parallel_size), std::move(groups.order)};
+  return {plan_buckets(groups.groups, options.bucket_elements, options.data_parallel_size),
+          std::move(groups.order)};
 }
 
 bool is_on_demand(const Bucket& bucket, const StoreOptions& options) {
@@ -125,7 +139,8 @@ ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const 
       p.padded_main_grad = view(grads_[bucket], padded_shape, place.count);
     }
     auto& of_unit = unit_buckets_[p.shard.unit];
-    if (std::find(of_unit.begin(), of_unit.end(), place.bucket) == of_unit.end()) of_unit.push_back(place.bucket);
+    if (std::find(of_unit.begin(), of_unit.end(), place.bucket) == of_unit.end())
+      of_unit.push_back(place.bucket);
     by_name_[p.spec.name] = static_cast<int64_t>(i);
     parameters_.push_back(std::move(p));
   }
@@ -137,9 +152,11 @@ void ParameterStore::allocate() {
   const auto grad_options = at::TensorOptions(options_.device).dtype(at::kFloat);
   const bool with_grads = options_.gradients == WithGradients::Yes;
   for (const Bucket& bucket : plan_.buckets) on_demand_.push_back(is_on_demand(bucket, options_));
-  const auto make = [&](MemoryPart part, const at::TensorOptions& options, const std::function<bool(size_t)>& absent) {
+  const auto make = [&](MemoryPart part, const at::TensorOptions& options,
+                        const std::function<bool(size_t)>& absent) {
     int64_t resident = 0;
-    for (size_t b = 0; b < plan_.buckets.size(); ++b) resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
+    for (size_t b = 0; b < plan_.buckets.size(); ++b)
+      resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
     memory_.allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
     const at::Tensor arena = at::zeros({resident}, options);
     std::vector<at::Tensor> buckets;
@@ -158,11 +175,16 @@ void ParameterStore::allocate() {
   };
   weights_ = make(MemoryPart::Weights, weight_options, [&](size_t b) { return on_demand_[b]; });
   if (with_grads)
-    grads_ = make(MemoryPart::Gradients, grad_options, [&](size_t) { return options_.grads == BucketMemory::OnDemand; });
+    grads_ = make(MemoryPart::Gradients, grad_options,
+                  [&](size_t) { return options_.grads == BucketMemory::OnDemand; });
 }
 
-bool ParameterStore::has_weights(int64_t bucket) const { return has_memory(weights(bucket)); }
-bool ParameterStore::has_grads(int64_t bucket) const { return has_memory(grads(bucket)); }
+bool ParameterStore::has_weights(int64_t bucket) const {
+  return has_memory(weights(bucket));
+}
+bool ParameterStore::has_grads(int64_t bucket) const {
+  return has_memory(grads(bucket));
+}
 
 void ParameterStore::restore_weights(int64_t bucket) {
   if (has_weights(bucket)) return;
@@ -223,7 +245,8 @@ void ParameterStore::initial_values(int64_t parameter_index, uint64_t seed, int6
   at::parallel_for(begin, end, 4096, [&](int64_t from, int64_t to) {
     for_each_run(spec.shape, shard.box, from, to, [&](int64_t global, int64_t at, int64_t count) {
       for (int64_t i = 0; i < count; ++i)
-        out[at + i - begin] = static_cast<float>(rng.normal(static_cast<uint64_t>(global + i)) * spec.init_std);
+        out[at + i - begin] =
+            static_cast<float>(rng.normal(static_cast<uint64_t>(global + i)) * spec.init_std);
     });
   });
 }
@@ -252,11 +275,13 @@ void ParameterStore::fill(const Fill& produce, const std::function<void(int64_t 
 }
 
 void ParameterStore::initialize(uint64_t seed) {
-  fill([&](int64_t index, int64_t begin, int64_t end, float* out) { initial_values(index, seed, begin, end, out); }, {});
+  fill([&](int64_t index, int64_t begin, int64_t end,
+           float* out) { initial_values(index, seed, begin, end, out); },
+       {});
 }
 
-void ParameterStore::read(const TensorSource& source, const std::string& prefix, int64_t parameter_index, int64_t begin,
-                          int64_t end, float* out) const {
+void ParameterStore::read(const TensorSource& source, const std::string& prefix, int64_t parameter_index,
+                          int64_t begin, int64_t end, float* out) const {
   const ParameterShard& shard = parameters_[static_cast<size_t>(parameter_index)].shard;
   for_each_run(shard.spec.shape, shard.box, begin, end, [&](int64_t global, int64_t at, int64_t count) {
     source.read_elements(prefix + shard.spec.name, global, global + count, DType::F32, out + (at - begin));
@@ -265,16 +290,20 @@ void ParameterStore::read(const TensorSource& source, const std::string& prefix,
 
 void ParameterStore::require(const TensorSource& source) const {
   for (const auto& p : parameters_) {
-    HEARTH_CHECK(source.contains(p.spec.name), BadInput, "{} has no tensor '{}'", source.describe(), p.spec.name);
+    HEARTH_CHECK(source.contains(p.spec.name), BadInput, "{} has no tensor '{}'", source.describe(),
+                 p.spec.name);
     const auto& stored = source.info(p.spec.name);
     HEARTH_CHECK(stored.shape == p.spec.shape, BadInput, "{}: '{}' has shape [{}], the model needs [{}]",
-                 source.describe(), p.spec.name, fmt::join(stored.shape, ", "), fmt::join(p.spec.shape, ", "));
+                 source.describe(), p.spec.name, fmt::join(stored.shape, ", "),
+                 fmt::join(p.spec.shape, ", "));
   }
 }
 
 void ParameterStore::load(const TensorSource& source) {
   require(source);
-  fill([&](int64_t index, int64_t begin, int64_t end, float* out) { read(source, "", index, begin, end, out); }, {});
+  fill([&](int64_t index, int64_t begin, int64_t end,
+           float* out) { read(source, "", index, begin, end, out); },
+       {});
 }
 
 }  // namespace hearth

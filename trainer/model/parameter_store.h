@@ -1,11 +1,11 @@
-// The parameters of one rank's part of the model, in flat buckets (and, for training, flat fp32 gradient buckets).
-// Layout comes from a BucketPlan (parallel/zero/bucket_plan.h): buckets in backward order, groups of neighbours (q,k,v;
-// gate,up) without gaps, so that a fused GEMM sees a group as one matrix. Matrices of layers, each vocabulary table and
-// the vectors (norms, biases) lie in buckets of their own kind. Embedding and head rows are padded to a multiple of
-// kVocabPadding in memory only: no file ever sees the padding, which stays zero.
-// Memory of buckets can be given back and asked for again (ZeRO 2 and 3); tensors handed out are views that stay valid
-// objects all the time and may be read or written only while their bucket is there.
-// Not thread-safe. Views live as long as the store.
+// The parameters of one rank's part of the model, in flat buckets (and, for training, flat fp32 gradient
+// buckets). Layout comes from a BucketPlan (parallel/zero/bucket_plan.h): buckets in backward order, groups
+// of neighbours (q,k,v; gate,up) without gaps, so that a fused GEMM sees a group as one matrix. Matrices of
+// layers, each vocabulary table and the vectors (norms, biases) lie in buckets of their own kind. Embedding
+// and head rows are padded to a multiple of kVocabPadding in memory only: no file ever sees the padding,
+// which stays zero. Memory of buckets can be given back and asked for again (ZeRO 2 and 3); tensors handed
+// out are views that stay valid objects all the time and may be read or written only while their bucket is
+// there. Not thread-safe. Views live as long as the store.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -28,17 +28,20 @@ namespace hearth {
 at::ScalarType torch_dtype(DType dtype);
 
 struct Parameter {
-  ParameterSpec spec;     // of the whole model: logical shape, HF name
-  ParameterShard shard;   // the part held here
-  int64_t offset = 0;     // first element, counted over all buckets
-  int64_t storage = 0;    // elements in memory, padding rows included
-  at::Tensor weight;      // [shard.shape()], view
-  at::Tensor main_grad;   // fp32, same shape, view; undefined without gradients
+  ParameterSpec spec;                          // of the whole model: logical shape, HF name
+  ParameterShard shard;                        // the part held here
+  int64_t offset = 0;                          // first element, counted over all buckets
+  int64_t storage = 0;                         // elements in memory, padding rows included
+  at::Tensor weight;                           // [shard.shape()], view
+  at::Tensor main_grad;                        // fp32, same shape, view; undefined without gradients
   at::Tensor padded_weight, padded_main_grad;  // with the padding rows (same as above where there are none)
 };
 
 enum class WithGradients { No, Yes };
-enum class BucketMemory { Resident, OnDemand };  // OnDemand: absent until restore_weights() or restore_grads()
+enum class BucketMemory {
+  Resident,
+  OnDemand
+};  // OnDemand: absent until restore_weights() or restore_grads()
 
 struct StoreOptions {
   DType dtype = DType::F32;
@@ -98,26 +101,30 @@ class ParameterStore {
   MemoryLedger& memory() { return memory_; }
   at::ScalarType scalar_type() const { return torch_dtype(options_.dtype); }
 
-  // Calls `fill(parameter index, begin, end, fp32 out)` for every element held here, bucket by bucket, and stores what
-  // it gives; `done(bucket)` after each bucket, while its memory is there.
+  // Calls `fill(parameter index, begin, end, fp32 out)` for every element held here, bucket by bucket, and
+  // stores what it gives; `done(bucket)` after each bucket, while its memory is there.
   using Fill = std::function<void(int64_t parameter, int64_t begin, int64_t end, float* out)>;
   void fill(const Fill& fill, const std::function<void(int64_t bucket)>& done);
 
-  // Draws every weight from the counter-based generator: a pure function of (seed, name, element of the whole tensor).
+  // Draws every weight from the counter-based generator: a pure function of (seed, name, element of the whole
+  // tensor).
   void initialize(uint64_t seed);
-  // The fp32 value that initialize() rounds: elements [begin, end) of the part of parameter `index` held here.
+  // The fp32 value that initialize() rounds: elements [begin, end) of the part of parameter `index` held
+  // here.
   void initial_values(int64_t index, uint64_t seed, int64_t begin, int64_t end, float* out) const;
   // Names and whole shapes must be in `source`: Error{BadInput}.
   void require(const TensorSource& source) const;
   // Copies every parameter out of `source`, converting; names and shapes must match (Error{BadInput}).
   void load(const TensorSource& source);
-  // Elements [begin, end) of the part of parameter `index` held here, of `source`'s tensor `prefix` + name, in fp32.
+  // Elements [begin, end) of the part of parameter `index` held here, of `source`'s tensor `prefix` + name,
+  // in fp32.
   void read(const TensorSource& source, const std::string& prefix, int64_t index, int64_t begin, int64_t end,
             float* out) const;
 
  private:
   void allocate();
-  at::Tensor fused(const std::vector<at::Tensor>& buckets, const std::string& first, const std::string& last) const;
+  at::Tensor fused(const std::vector<at::Tensor>& buckets, const std::string& first,
+                   const std::string& last) const;
 
   StoreOptions options_;
   MemoryLedger memory_;

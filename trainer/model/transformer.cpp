@@ -33,7 +33,8 @@ Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, 
 }
 
 std::unique_ptr<BlockWeights> Transformer::block_weights(int64_t layer) {
-  const std::string p = fmt::format("model.layers.{}.", layer), attn = p + "self_attn.", mlp_prefix = p + "mlp.";
+  const std::string p = fmt::format("model.layers.{}.", layer), attn = p + "self_attn.",
+                    mlp_prefix = p + "mlp.";
   const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
   auto block = std::make_unique<BlockWeights>();
   block->input_norm = norm_weights(p + "input_layernorm.weight");
@@ -90,7 +91,8 @@ NormWeights Transformer::norm_weights(const std::string& name) {
 int64_t Transformer::uses_per_micro(int64_t parameter_index) const {
   const ParameterShard& shard = parameters_.parameters()[static_cast<size_t>(parameter_index)].shard;
   const int64_t layer = shard.unit - 1;
-  if (shard.unit == 0) return (chunk_.embedding ? 1 : 0) + (chunk_.head && config_.tie_word_embeddings ? 1 : 0);
+  if (shard.unit == 0)
+    return (chunk_.embedding ? 1 : 0) + (chunk_.head && config_.tie_word_embeddings ? 1 : 0);
   if (layer == config_.num_hidden_layers) return chunk_.head ? 1 : 0;
   return layer >= chunk_.first_layer && layer < chunk_.first_layer + chunk_.num_layers ? 1 : 0;
 }
@@ -101,7 +103,8 @@ void Transformer::extend_rope_table(int64_t positions) {
   const kernels::RopeFrequencies frequencies{
       .head_dim = config_.head_width(),
       .theta = config_.rope_theta,
-      .scaling = s.rope_type == "llama3" ? kernels::RopeScalingKind::Llama3 : kernels::RopeScalingKind::Default,
+      .scaling =
+          s.rope_type == "llama3" ? kernels::RopeScalingKind::Llama3 : kernels::RopeScalingKind::Default,
       .factor = s.factor,
       .low_freq_factor = s.low_freq_factor,
       .high_freq_factor = s.high_freq_factor,
@@ -118,7 +121,8 @@ RopeInput Transformer::rope_input(const ModelInput& input, int64_t first) {
     return {rope_table_, input.positions_N};
   }
   extend_rope_table(first + layout.sequence);
-  const at::Tensor positions = at::arange(first, first + layout.sequence, at::TensorOptions(device()).dtype(at::kLong));
+  const at::Tensor positions =
+      at::arange(first, first + layout.sequence, at::TensorOptions(device()).dtype(at::kLong));
   return {rope_table_, positions.repeat({layout.batch})};
 }
 
@@ -131,14 +135,15 @@ at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, con
   return w.recompute.core_attention && qkv.requires_grad() ? rebuilt_in_backward(qkv, core) : core(qkv);
 }
 
-at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input, const RopeInput& rope) const {
+at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input,
+                              const RopeInput& rope) const {
   at::Tensor out = mlp(attention_output(attend(attention_input(x, w, rope), w, input), x, w), w);
   observe(fmt::format("layers.{}", w.unit - 1), out);
   return out;
 }
 
-at::Tensor Transformer::rebuilt_blocks(const at::Tensor& x_nD, size_t begin, size_t end, const ModelInput& input,
-                                       const RopeInput& rope) {
+at::Tensor Transformer::rebuilt_blocks(const at::Tensor& x_nD, size_t begin, size_t end,
+                                       const ModelInput& input, const RopeInput& rope) {
   return rebuilt_in_backward(x_nD, [=, this](const at::Tensor& x_in) {
     context_.rebuilding = at::GradMode::is_enabled();
     at::Tensor x = x_in;
@@ -163,7 +168,8 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
     for (const auto& w : blocks_) x = block(x, *w, input, rope);
   }
   if (!chunk_.head) return x;
-  context_.before_forward(1 + config_.num_hidden_layers);  // the norm is of the head's unit, also where the head is not
+  context_.before_forward(
+      1 + config_.num_hidden_layers);  // the norm is of the head's unit, also where the head is not
   x = rms_norm(x, final_norm_, context_);
   observe("norm", x);
   return x;
@@ -171,18 +177,23 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
 
 KvCache Transformer::make_cache(int64_t capacity) const {
   const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
-  return {chunk_.num_layers, 1, capacity, heads.kv, config_.head_width(), at::TensorOptions(device()).dtype(scalar_type())};
+  return {chunk_.num_layers,
+          1,
+          capacity,
+          heads.kv,
+          config_.head_width(),
+          at::TensorOptions(device()).dtype(scalar_type())};
 }
 
 void Transformer::observe(const std::string& name, const at::Tensor& x_nD) const {
   if (context_.activation_observer && !context_.rebuilding) context_.activation_observer(name, x_nD.detach());
 }
 
-at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const ModelInput& input, const RopeInput& rope,
-                                     KvCache& cache) const {
+at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const ModelInput& input,
+                                     const RopeInput& rope, KvCache& cache) const {
   const BlockWeights& w = *blocks_[layer];
-  const at::Tensor attended = attention_cached(attention_input(x, w, rope), w.num_heads, w.num_kv_heads, input.layout,
-                                               cache, static_cast<int64_t>(layer));
+  const at::Tensor attended = attention_cached(attention_input(x, w, rope), w.num_heads, w.num_kv_heads,
+                                               input.layout, cache, static_cast<int64_t>(layer));
   return mlp(attention_output(attended, x, w), w);
 }
 
@@ -203,18 +214,21 @@ at::Tensor Transformer::logits(const at::Tensor& hidden_nD) {
 at::Tensor Transformer::logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N) {
   context_.before_forward(head_.unit);
   const at::Tensor hidden = context_.rows.gather(hidden_nD, "tp.head.x").wait();
-  const int64_t chunk = rows_per_logits_chunk(hidden.size(0), head_.linear.weight.size(0), hidden.element_size());
+  const int64_t chunk =
+      rows_per_logits_chunk(hidden.size(0), head_.linear.weight.size(0), hidden.element_size());
   at::Tensor out = at::zeros({hidden.size(0)}, hidden.options().dtype(at::kFloat));
   for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
     const int64_t count = std::min(chunk, hidden.size(0) - begin);
-    const at::Tensor rows = head_rows(hidden.narrow(0, begin, count)), targets = targets_N.narrow(0, begin, count);
+    const at::Tensor rows = head_rows(hidden.narrow(0, begin, count)),
+                     targets = targets_N.narrow(0, begin, count);
     at::Tensor result = out.narrow(0, begin, count);
     if (context_.rows.size() == 1) {
       result.copy_(kernels::token_logprobs_op(rows, targets, head_.count));
     } else {
-      const at::Tensor statistics = kernels::vocab_parallel_statistics_op(rows, targets, head_.first_id, head_.count);
-      const auto loss =
-          kernels::vocab_parallel_loss_op(context_.rows.gather_all(statistics, "tp.logprobs"), targets, head_.vocab_size);
+      const at::Tensor statistics =
+          kernels::vocab_parallel_statistics_op(rows, targets, head_.first_id, head_.count);
+      const auto loss = kernels::vocab_parallel_loss_op(context_.rows.gather_all(statistics, "tp.logprobs"),
+                                                        targets, head_.vocab_size);
       result.copy_(loss.loss_N).neg_();
     }
   }

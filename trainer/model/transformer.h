@@ -1,7 +1,7 @@
-// The decoder-only transformer, whole or one pipeline chunk of it, on one rank of a tensor-parallel group: embedding,
-// blocks, final norm, head, over the parameters of a ParameterStore.
-// Letters as in block_functions.h; B batch, S sequence, N = B x S rows, batch-major.
-// The graph of a forward pass refers to this object: keep it until backward is done. Not thread-safe.
+// The decoder-only transformer, whole or one pipeline chunk of it, on one rank of a tensor-parallel group:
+// embedding, blocks, final norm, head, over the parameters of a ParameterStore. Letters as in
+// block_functions.h; B batch, S sequence, N = B x S rows, batch-major. The graph of a forward pass refers to
+// this object: keep it until backward is done. Not thread-safe.
 #pragma once
 
 #include <functional>
@@ -29,13 +29,13 @@ class Transformer {
   // The whole model on one rank. Borrows `parameters`, which must outlive the model.
   Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute);
   // `chunk` of the model on a rank of a tensor-parallel group. Borrows what `context` names too.
-  Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute, const ModelChunk& chunk,
-              const ModelContext& context);
+  Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute,
+              const ModelChunk& chunk, const ModelContext& context);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // How often a parameter's gradient is reported in one micro-batch by this chunk (2 for a tied embedding with both
-  // its uses here, 0 for a parameter of another chunk).
+  // How often a parameter's gradient is reported in one micro-batch by this chunk (2 for a tied embedding
+  // with both its uses here, 0 for a parameter of another chunk).
   int64_t uses_per_micro(int64_t parameter_index) const;
   // Weight gradients go to `queue` from now on; null: they are computed at once.
   void defer_weight_gradients(WeightGradQueue* queue) { context_.deferred = queue; }
@@ -46,24 +46,28 @@ class Transformer {
   // Rows that this rank holds between linears: the first dimension of what chunks pass on.
   int64_t local_rows(int64_t rows) const { return context_.rows.local_rows(rows); }
 
-  // Takes effect with the next forward pass; returns what was before. Not between a forward pass and its backward.
+  // Takes effect with the next forward pass; returns what was before. Not between a forward pass and its
+  // backward.
   SequenceParallel set_sequence_parallel(SequenceParallel mode) { return context_.rows.set_mode(mode); }
   // For one sequence of up to `capacity` tokens through this chunk.
   KvCache make_cache(int64_t capacity) const;
 
-  // Before a wait for the chunk's input, or for the gradient of its output: what comes after the wait is told to the
-  // parameters' manager.
+  // Before a wait for the chunk's input, or for the gradient of its output: what comes after the wait is told
+  // to the parameters' manager.
   void expect_forward() const { context_.events->expect_use(chunk_.embedding ? 0 : 1 + chunk_.first_layer); }
   void expect_backward() const { context_.events->expect_use(chunk_.first_layer + chunk_.num_layers); }
 
-  // One chunk: [n, D] in (undefined for a chunk with the embedding) -> [n, D] out, after the final norm for a chunk with
-  // the head.
+  // One chunk: [n, D] in (undefined for a chunk with the embedding) -> [n, D] out, after the final norm for a
+  // chunk with the head.
   at::Tensor forward(const at::Tensor& x_nD, const ModelInput& input, KvCache* cache = nullptr);
   // [n, D] after the final norm, for the whole model in one chunk.
-  at::Tensor hidden_states(const ModelInput& input, KvCache* cache = nullptr) { return forward({}, input, cache); }
+  at::Tensor hidden_states(const ModelInput& input, KvCache* cache = nullptr) {
+    return forward({}, input, cache);
+  }
   // [rows, vocab_size] in the model's dtype, for inference.
   at::Tensor logits(const at::Tensor& hidden_nD);
-  // fp32 [N]: log p(target) per row, 0 where the target is -100. Inference only; logits exist a chunk of rows at a time.
+  // fp32 [N]: log p(target) per row, 0 where the target is -100. Inference only; logits exist a chunk of rows
+  // at a time.
   at::Tensor logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N);
   // Loss of a micro-batch: see linear_cross_entropy.
   LossResult loss(const ModelInput& input, const at::Tensor& targets_N, double scale) {
@@ -86,7 +90,8 @@ class Transformer {
   void extend_rope_table(int64_t positions);
   RopeInput rope_input(const ModelInput& input, int64_t first);
   at::Tensor attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const;
-  at::Tensor block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input, const RopeInput& rope) const;
+  at::Tensor block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input,
+                   const RopeInput& rope) const;
   void observe(const std::string& name, const at::Tensor& x_nD) const;
   at::Tensor cached_block(const at::Tensor& x, size_t layer, const ModelInput& input, const RopeInput& rope,
                           KvCache& cache) const;

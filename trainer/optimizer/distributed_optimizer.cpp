@@ -20,7 +20,9 @@ constexpr std::string_view kMaster = "optimizer.main_params.", kExpAvg = "optimi
 ElementRange intersection(ElementRange a, ElementRange b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
-ElementRange relative(ElementRange range, int64_t to) { return {range.begin - to, range.end - to}; }
+ElementRange relative(ElementRange range, int64_t to) {
+  return {range.begin - to, range.end - to};
+}
 
 // Part `index` of `count` parts of nearly one size.
 ElementRange split(ElementRange range, int64_t index, int64_t count) {
@@ -28,7 +30,9 @@ ElementRange split(ElementRange range, int64_t index, int64_t count) {
   return {at(index), at(index + 1)};
 }
 
-at::Tensor part(const at::Tensor& flat, ElementRange range) { return flat.narrow(0, range.begin, range.count()); }
+at::Tensor part(const at::Tensor& flat, ElementRange range) {
+  return flat.narrow(0, range.begin, range.count());
+}
 }  // namespace
 
 BucketMemory DistributedOptimizer::weight_memory(int64_t zero_stage) {
@@ -61,12 +65,14 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
     bucket.index = static_cast<int64_t>(i);
     const ElementRange shard = relative(plan.shard(bucket.index, comm_.rank()), arena.begin);
     bucket.owned = zero_stage >= 1 ? shard : ElementRange{0, arena.count()};
-    bucket.share = comms.replicas == nullptr ? shard : split(shard, comms.replicas->rank(), comms.replicas->size());
+    bucket.share =
+        comms.replicas == nullptr ? shard : split(shard, comms.replicas->rank(), comms.replicas->size());
     const int64_t count = bucket.owned.count();
     parameters.memory().allocating(MemoryPart::Optimizer, count * 4 * (separate_masters_ ? 3 : 2));
     if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * 4);
     if (parameters.weights_on_demand(bucket.index)) {
-      parameters.memory().allocating(MemoryPart::Weights, count * static_cast<int64_t>(parameters.weights(bucket.index).itemsize()));
+      parameters.memory().allocating(
+          MemoryPart::Weights, count * static_cast<int64_t>(parameters.weights(bucket.index).itemsize()));
       bucket.weight_shard = at::zeros({count}, options.dtype(parameters.scalar_type()));
     }
     bucket.master = separate_masters_ ? owned_weights(bucket).to(at::kFloat) : owned_weights(bucket);
@@ -89,15 +95,19 @@ ElementRange DistributedOptimizer::in_bucket(int64_t parameter) const {
 
 Comm* DistributedOptimizer::comm_of(GradientSum sum) const {
   switch (sum) {
-    case GradientSum::TensorParallel: return comms_.tensor_parallel;
-    case GradientSum::KvReplicas: return comms_.kv_replicas;
-    case GradientSum::TiedEmbedding: return comms_.tied_embedding;
-    default: return nullptr;
+    case GradientSum::TensorParallel:
+      return comms_.tensor_parallel;
+    case GradientSum::KvReplicas:
+      return comms_.kv_replicas;
+    case GradientSum::TiedEmbedding:
+      return comms_.tied_embedding;
+    default:
+      return nullptr;
   }
 }
 
-// Within the owned part: 1-D parameters, which do not decay; ranges that another group adds up; ranges whose gradients
-// this rank counts. Neighbours merge, so that the norms of all layers are one collective.
+// Within the owned part: 1-D parameters, which do not decay; ranges that another group adds up; ranges whose
+// gradients this rank counts. Neighbours merge, so that the norms of all layers are one collective.
 void DistributedOptimizer::plan_ranges(BucketState& bucket) {
   std::vector<int64_t> no_decay;
   for (const int64_t index : parameters_.plan().buckets[static_cast<size_t>(bucket.index)].parameters) {
@@ -115,15 +125,15 @@ void DistributedOptimizer::plan_ranges(BucketState& bucket) {
       const auto number = static_cast<size_t>(bucket.index);
       // Groups start at aligned offsets; the zeros between two of them may be added too.
       const bool joins = !summations_.empty() && summations_.back().bucket == number &&
-                         summations_.back().comm == comm && mine.begin - summations_.back().range.end < kBucketAlignment;
+                         summations_.back().comm == comm &&
+                         mine.begin - summations_.back().range.end < kBucketAlignment;
       if (joins) {
         summations_.back().range.end = mine.end;
       } else {
         summations_.push_back({comm, number, mine});
       }
     }
-    const ElementRange counts =
-        relative(intersection(in_bucket(index), bucket.share), bucket.owned.begin);
+    const ElementRange counts = relative(intersection(in_bucket(index), bucket.share), bucket.owned.begin);
     if (!p.shard.counts || counts.empty()) continue;
     if (!bucket.counted.empty() && counts.begin - bucket.counted.back().end < kBucketAlignment) {
       bucket.counted.back().end = counts.end;
@@ -138,7 +148,8 @@ at::Tensor DistributedOptimizer::owned_grads(const BucketState& bucket) const {
   return shards_gradients() ? bucket.grad_shard : part(parameters_.grads(bucket.index), bucket.owned);
 }
 at::Tensor DistributedOptimizer::owned_weights(const BucketState& bucket) const {
-  return bucket.weight_shard.defined() ? bucket.weight_shard : part(parameters_.weights(bucket.index), bucket.owned);
+  return bucket.weight_shard.defined() ? bucket.weight_shard
+                                       : part(parameters_.weights(bucket.index), bucket.owned);
 }
 
 void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses, int64_t micro_batches) {
@@ -157,7 +168,8 @@ void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses, int64_t 
 void DistributedOptimizer::before_gradient(const std::vector<int64_t>& parameters) {
   if (!shards_gradients()) return;
   for (const int64_t index : parameters) {
-    BucketState& bucket = buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
+    BucketState& bucket =
+        buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
     if (bucket.reduction != nullptr) {
       retire(bucket);
       in_flight_.erase(std::find(in_flight_.begin(), in_flight_.end(), static_cast<size_t>(bucket.index)));
@@ -168,7 +180,8 @@ void DistributedOptimizer::before_gradient(const std::vector<int64_t>& parameter
 
 void DistributedOptimizer::gradient_ready(const std::vector<int64_t>& parameters) {
   for (const int64_t index : parameters) {
-    BucketState& bucket = buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
+    BucketState& bucket =
+        buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
     if (bucket.per_cycle == 0) continue;  // nobody asked: gradients outside a step
     HEARTH_ASSERT(bucket.pending > 0);
     if (--bucket.pending == 0) reduce(bucket);
@@ -180,19 +193,21 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
   if (!shards_gradients()) {
     float* grads = parameters_.grads(bucket.index).data_ptr<float>();
     const int64_t share = bucket.owned.count();
-    bucket.reduction = zero_stage_ == 0
-                           ? comm_.all_reduce(grads, parameters_.grads(bucket.index).numel(), DType::F32,
-                                              ReduceOp::Sum, site)
-                           : comm_.reduce_scatter(grads, grads + comm_.rank() * share, share, DType::F32, site);
+    bucket.reduction =
+        zero_stage_ == 0 ? comm_.all_reduce(grads, parameters_.grads(bucket.index).numel(), DType::F32,
+                                            ReduceOp::Sum, site)
+                         : comm_.reduce_scatter(grads, grads + comm_.rank() * share, share, DType::F32, site);
     return;
   }
   bucket.pending = bucket.per_cycle;
-  // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the same.
+  // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the
+  // same.
   if (!parameters_.has_grads(bucket.index) || bucket.reduction != nullptr) return;
   parameters_.memory().allocating(MemoryPart::Gradients, bucket.owned.count() * 4);
   bucket.incoming = at::empty({bucket.owned.count()}, bucket.grad_shard.options());
-  bucket.reduction = comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
-                                          bucket.incoming.data_ptr<float>(), bucket.owned.count(), DType::F32, site);
+  bucket.reduction =
+      comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
+                           bucket.incoming.data_ptr<float>(), bucket.owned.count(), DType::F32, site);
   in_flight_.push_back(static_cast<size_t>(bucket.index));
   if (static_cast<int64_t>(in_flight_.size()) > kReductionsInFlight) {
     retire(buckets_[in_flight_.front()]);
@@ -227,7 +242,8 @@ void DistributedOptimizer::finish_gradients() {
   if (comms_.replicas != nullptr)
     for (const auto& bucket : buckets_) {
       const at::Tensor grads = owned_grads(bucket);
-      sums.push_back(comms_.replicas->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32, ReduceOp::Sum,
+      sums.push_back(comms_.replicas->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32,
+                                                 ReduceOp::Sum,
                                                  fmt::format("grad.replicas.bucket{}", bucket.index)));
     }
   for (auto& sum : sums) sum->wait();
@@ -336,54 +352,59 @@ void DistributedOptimizer::for_each_part(
 StateSlice DistributedOptimizer::slice(std::string_view prefix, int64_t parameter, ElementRange in_box,
                                        const at::Tensor& owned, int64_t at) const {
   const Parameter& p = parameters_.parameters()[static_cast<size_t>(parameter)];
-  return {std::string(prefix) + p.spec.name, p.spec.shape, p.shard.box, in_box.begin, in_box.end,
+  return {std::string(prefix) + p.spec.name,  p.spec.shape, p.shard.box, in_box.begin, in_box.end,
           owned.narrow(0, at, in_box.count())};
 }
 
 std::vector<StateSlice> DistributedOptimizer::gradient_slices() const {
   std::vector<StateSlice> slices;
-  for_each_part(&BucketState::share, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
-    if (parameters_.parameters()[static_cast<size_t>(i)].shard.counts)
-      slices.push_back(slice("", i, in_box, owned_grads(bucket), at));
-  });
+  for_each_part(&BucketState::share,
+                [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+                  if (parameters_.parameters()[static_cast<size_t>(i)].shard.counts)
+                    slices.push_back(slice("", i, in_box, owned_grads(bucket), at));
+                });
   return slices;
 }
 
 std::vector<StateSlice> DistributedOptimizer::state_slices() {
   finish_parameters();
   std::vector<StateSlice> slices;
-  for_each_part(&BucketState::share, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
-    if (!parameters_.parameters()[static_cast<size_t>(i)].shard.counts) return;
-    slices.push_back(slice("", i, in_box, owned_weights(bucket), at));
-    if (separate_masters_) slices.push_back(slice(kMaster, i, in_box, bucket.master, at));
-    slices.push_back(slice(kExpAvg, i, in_box, bucket.exp_avg, at));
-    slices.push_back(slice(kExpAvgSq, i, in_box, bucket.exp_avg_sq, at));
-  });
+  for_each_part(&BucketState::share,
+                [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+                  if (!parameters_.parameters()[static_cast<size_t>(i)].shard.counts) return;
+                  slices.push_back(slice("", i, in_box, owned_weights(bucket), at));
+                  if (separate_masters_) slices.push_back(slice(kMaster, i, in_box, bucket.master, at));
+                  slices.push_back(slice(kExpAvg, i, in_box, bucket.exp_avg, at));
+                  slices.push_back(slice(kExpAvgSq, i, in_box, bucket.exp_avg_sq, at));
+                });
   return slices;
 }
 
 void DistributedOptimizer::load_into(const std::string& prefix, const TensorSource& source,
                                      at::Tensor BucketState::*buffer) {
-  for_each_part(&BucketState::owned, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
-    at::Tensor host = at::empty({in_box.count()}, at::kFloat);
-    parameters_.read(source, prefix, i, in_box.begin, in_box.end, host.data_ptr<float>());
-    at::Tensor target = (bucket.*buffer).narrow(0, at, in_box.count());
-    target.copy_(host);
-  });
+  for_each_part(&BucketState::owned,
+                [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+                  at::Tensor host = at::empty({in_box.count()}, at::kFloat);
+                  parameters_.read(source, prefix, i, in_box.begin, in_box.end, host.data_ptr<float>());
+                  at::Tensor target = (bucket.*buffer).narrow(0, at, in_box.count());
+                  target.copy_(host);
+                });
 }
 
 void DistributedOptimizer::load_masters(const ParameterStore::Fill& values) {
   parameters_.fill(values, [&](int64_t index) {
     BucketState& bucket = buckets_[static_cast<size_t>(index)];
-    if (bucket.weight_shard.defined()) bucket.weight_shard.copy_(part(parameters_.weights(index), bucket.owned));
+    if (bucket.weight_shard.defined())
+      bucket.weight_shard.copy_(part(parameters_.weights(index), bucket.owned));
   });
   if (!separate_masters_) return;  // the parameters themselves are the masters
-  for_each_part(&BucketState::owned, [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
-    at::Tensor host = at::empty({in_box.count()}, at::kFloat);
-    values(i, in_box.begin, in_box.end, host.data_ptr<float>());
-    at::Tensor target = bucket.master.narrow(0, at, in_box.count());
-    target.copy_(host);
-  });
+  for_each_part(&BucketState::owned,
+                [&](int64_t i, ElementRange in_box, const BucketState& bucket, int64_t at) {
+                  at::Tensor host = at::empty({in_box.count()}, at::kFloat);
+                  values(i, in_box.begin, in_box.end, host.data_ptr<float>());
+                  at::Tensor target = bucket.master.narrow(0, at, in_box.count());
+                  target.copy_(host);
+                });
 }
 
 void DistributedOptimizer::load(const TensorSource& source) {

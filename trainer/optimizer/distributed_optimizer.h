@@ -1,14 +1,17 @@
-// AdamW over the flat buckets of a ParameterStore, data-parallel, with the stages of ZeRO (Rajbhandari et al. 2020):
+// AdamW over the flat buckets of a ParameterStore, data-parallel, with the stages of ZeRO (Rajbhandari et al.
+// 2020):
 //   0  every rank updates everything after an all-reduce
 //   1  each rank updates its shard of every bucket: reduce-scatter once a step, update, all-gather
-//   2  gradients too: reduce-scatter per micro-batch into an fp32 shard; whole gradient buckets live only in between
-//   3  parameters too: whole weight buckets are gathered around each use, one unit ahead; vectors (norms, biases) stay
+//   2  gradients too: reduce-scatter per micro-batch into an fp32 shard; whole gradient buckets live only in
+//   between 3  parameters too: whole weight buckets are gathered around each use, one unit ahead; vectors
+//   (norms, biases) stay
 // One code path for one rank and many. Names follow Megatron-LM's distributed optimizer.
 //
-// A step:  begin_step() .. forward and backward of all micro-batches, which report to the ParameterEvents side
+// A step:  begin_step() .. forward and backward of all micro-batches, which report to the ParameterEvents
+// side
 //          .. finish_gradients() .. local_sum_of_squares() .. step() or nothing.
-// The all-gather of stages 1 and 2 runs on while the next forward begins: before_use() waits for what it needs.
-// Not thread-safe. Borrows the store and the communicators.
+// The all-gather of stages 1 and 2 runs on while the next forward begins: before_use() waits for what it
+// needs. Not thread-safe. Borrows the store and the communicators.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,8 +39,8 @@ struct StateSlice {
 
 // Groups over which gradients are added. Null: that group is this rank alone.
 struct OptimizerComms {
-  Comm& data_parallel;               // data and context parallel ranks, or those of them that share one copy of the state
-  Comm* replicas = nullptr;          // ranks that hold the same shard of other copies
+  Comm& data_parallel;  // data and context parallel ranks, or those of them that share one copy of the state
+  Comm* replicas = nullptr;  // ranks that hold the same shard of other copies
   Comm* tensor_parallel = nullptr;
   Comm* kv_replicas = nullptr;
   Comm* tied_embedding = nullptr;
@@ -45,11 +48,12 @@ struct OptimizerComms {
 
 class DistributedOptimizer : public ParameterEvents {
  public:
-  // Reduced gradient buckets that may wait for their sum while backward goes on: two hide one transfer behind the
-  // computation of the next bucket, and bound the memory of stages 2 and 3.
+  // Reduced gradient buckets that may wait for their sum while backward goes on: two hide one transfer behind
+  // the computation of the next bucket, and bound the memory of stages 2 and 3.
   static constexpr int64_t kReductionsInFlight = 2;
 
-  // Takes the weights in the store as the start where they are resident; load_masters() or load() set them otherwise.
+  // Takes the weights in the store as the start where they are resident; load_masters() or load() set them
+  // otherwise.
   DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, const OptimizerComms& comms,
                        int64_t zero_stage);
   // How a store must be made for a stage.
@@ -63,22 +67,24 @@ class DistributedOptimizer : public ParameterEvents {
   void expect_use(int64_t unit) override;
   void before_gradient(const std::vector<int64_t>& parameters) override;
   void gradient_ready(const std::vector<int64_t>& parameters) override;
-  // Waits for every bucket and adds what other parallel groups hold. Gradients are then sums over all ranks (of this
-  // rank's shard from stage 1 on).
+  // Waits for every bucket and adds what other parallel groups hold. Gradients are then sums over all ranks
+  // (of this rank's shard from stage 1 on).
   void finish_gradients();
 
-  // fp64 [1] on the device: sum of squares of the gradients that this rank counts; the sum over all ranks of the job is
-  // the squared norm.
+  // fp64 [1] on the device: sum of squares of the gradients that this rank counts; the sum over all ranks of
+  // the job is the squared norm.
   at::Tensor local_sum_of_squares() const;
 
-  // One AdamW update with gradients x grad_scale, then starts to make the new parameters visible on all ranks.
+  // One AdamW update with gradients x grad_scale, then starts to make the new parameters visible on all
+  // ranks.
   void step(double lr, double grad_scale);
   // Waits until resident parameters are whole on this rank, and gives back buckets that were fetched ahead.
   void finish_parameters();
   int64_t num_updates() const { return num_updates_; }
   void set_num_updates(int64_t updates) { num_updates_ = updates; }
 
-  // Sums of gradients after finish_gradients(), by parameter name, split over the ranks as state_slices() are.
+  // Sums of gradients after finish_gradients(), by parameter name, split over the ranks as state_slices()
+  // are.
   std::vector<StateSlice> gradient_slices() const;
   // What a checkpoint holds, split over the ranks in every stage: each element is written once over the job.
   std::vector<StateSlice> state_slices();
@@ -98,10 +104,10 @@ class DistributedOptimizer : public ParameterEvents {
     at::Tensor weight_shard;                 // stage 3: parameter dtype [owned.count()]
     at::Tensor grad_shard;                   // stage 2, 3: fp32 [owned.count()]
     at::Tensor no_decay_ranges;              // int64 [R, 2], relative to owned.begin
-    std::vector<ElementRange> counted;       // parts of `owned` that enter the norm here, relative to owned.begin
-    int64_t pending = 0, per_cycle = 0;      // contributions until the next reduction
+    std::vector<ElementRange> counted;   // parts of `owned` that enter the norm here, relative to owned.begin
+    int64_t pending = 0, per_cycle = 0;  // contributions until the next reduction
     WorkPtr reduction, gather;
-    at::Tensor incoming;                     // stage 2, 3: what the reduction under way delivers
+    at::Tensor incoming;  // stage 2, 3: what the reduction under way delivers
   };
   struct Summation {  // of one range over another parallel group
     Comm* comm = nullptr;
@@ -118,10 +124,13 @@ class DistributedOptimizer : public ParameterEvents {
   void retire(BucketState& bucket);
   void gather(BucketState& bucket);
   int64_t next_use(int64_t unit, UsePhase phase) const;
-  // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every bucket.
-  void for_each_part(ElementRange BucketState::*range,
-                     const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const;
-  StateSlice slice(std::string_view prefix, int64_t parameter, ElementRange in_box, const at::Tensor& owned, int64_t at) const;
+  // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every
+  // bucket.
+  void for_each_part(
+      ElementRange BucketState::*range,
+      const std::function<void(int64_t, ElementRange, const BucketState&, int64_t)>& visit) const;
+  StateSlice slice(std::string_view prefix, int64_t parameter, ElementRange in_box, const at::Tensor& owned,
+                   int64_t at) const;
   void load_into(const std::string& prefix, const TensorSource& source, at::Tensor BucketState::*buffer);
 
   OptimizerConfig config_;
@@ -131,7 +140,8 @@ class DistributedOptimizer : public ParameterEvents {
   int64_t zero_stage_;
   bool separate_masters_;  // the model computes in another dtype than fp32
   int64_t num_updates_ = 0;
-  int64_t head_unit_ = -1, last_layer_unit_ = -1;  // of this rank; the table's unit where the head is tied; -1: no head
+  int64_t head_unit_ = -1,
+          last_layer_unit_ = -1;  // of this rank; the table's unit where the head is tied; -1: no head
   std::vector<BucketState> buckets_;
   std::vector<Summation> summations_;
   std::deque<size_t> in_flight_;  // stage 2, 3: buckets whose reduction is under way, oldest first

@@ -21,7 +21,8 @@ double learning_rate(const OptimizerConfig& config, int64_t train_iters, int64_t
     if (left >= config.lr_wsd_decay_iters) return config.lr;
     return config.min_lr + span * static_cast<double>(left) / static_cast<double>(config.lr_wsd_decay_iters);
   }
-  const double progress = static_cast<double>(step - warmup) / static_cast<double>(std::max<int64_t>(1, horizon - warmup));
+  const double progress =
+      static_cast<double>(step - warmup) / static_cast<double>(std::max<int64_t>(1, horizon - warmup));
   if (config.lr_decay_style == "linear") return config.min_lr + span * (1.0 - progress);
   if (config.lr_decay_style == "cosine") return config.min_lr + span * 0.5 * (1.0 + std::cos(kPi * progress));
   fail(ErrorKind::Config, "optimizer.lr_decay_style: '{}' is not known", config.lr_decay_style);

@@ -1,6 +1,6 @@
-// Learning rate of a step: linear warm-up, then cosine, linear, constant or WSD (warm-up, stable, decay) down to min_lr.
-// A pure function of the step and of the configured horizon, never of where a run was cut. Formulas as in Megatron-LM's
-// optimizer_param_scheduler. Thread-safe.
+// Learning rate of a step: linear warm-up, then cosine, linear, constant or WSD (warm-up, stable, decay) down
+// to min_lr. A pure function of the step and of the configured horizon, never of where a run was cut.
+// Formulas as in Megatron-LM's optimizer_param_scheduler. Thread-safe.
 #pragma once
 
 #include <cstdint>

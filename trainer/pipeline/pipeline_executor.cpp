@@ -18,19 +18,24 @@ std::string site(const char* what, int virtual_stage, int micro) {
 
 }  // namespace
 
-PipelineExecutor::PipelineExecutor(PipelineSchedule schedule, int pipeline_rank, std::vector<Transformer*> chunks,
-                                   const PipelineLinks& links, SideBySide* side_by_side)
+PipelineExecutor::PipelineExecutor(PipelineSchedule schedule, int pipeline_rank,
+                                   std::vector<Transformer*> chunks, const PipelineLinks& links,
+                                   SideBySide* side_by_side)
     : schedule_(std::move(schedule)),
       rank_(pipeline_rank),
       chunks_(std::move(chunks)),
       links_(links),
       side_by_side_(side_by_side) {
-  HEARTH_REQUIRE(static_cast<int>(chunks_.size()) == schedule_.chunks, "schedule of {} chunks a rank, {} given",
-                 schedule_.chunks, chunks_.size());
+  HEARTH_REQUIRE(static_cast<int>(chunks_.size()) == schedule_.chunks,
+                 "schedule of {} chunks a rank, {} given", schedule_.chunks, chunks_.size());
 }
 
-Comm& PipelineExecutor::link_to(int stage) const { return links_.link(rank_, schedule_.place(stage).rank); }
-Comm& PipelineExecutor::link_from(int stage) const { return links_.link(schedule_.place(stage).rank, rank_); }
+Comm& PipelineExecutor::link_to(int stage) const {
+  return links_.link(rank_, schedule_.place(stage).rank);
+}
+Comm& PipelineExecutor::link_from(int stage) const {
+  return links_.link(schedule_.place(stage).rank, rank_);
+}
 
 const MicroBatch& PipelineExecutor::micro_batch(int micro) {
   while (micros_read_ <= micro) {
@@ -63,9 +68,12 @@ PipelineExecutor::Totals PipelineExecutor::run(const NextMicroBatch& next, const
 void PipelineExecutor::perform(const Action& action) {
   const Key key{action.chunk, action.micro};
   switch (action.kind) {
-    case ActionKind::Forward: return forward(key);
-    case ActionKind::Backward: return backward(key, /*defer=*/false);
-    case ActionKind::BackwardInput: return backward(key, /*defer=*/true);
+    case ActionKind::Forward:
+      return forward(key);
+    case ActionKind::Backward:
+      return backward(key, /*defer=*/false);
+    case ActionKind::BackwardInput:
+      return backward(key, /*defer=*/true);
     case ActionKind::BackwardWeight: {
       const at::NoGradGuard no_grad;  // what was kept for these gradients belongs to no graph any more
       activations_.at(key).deferred.run();
@@ -75,14 +83,16 @@ void PipelineExecutor::perform(const Action& action) {
     case ActionKind::ForwardBackward:
       return forward_and_backward(key, {action.backward_chunk, action.backward_micro});
     case ActionKind::SendForward:
-    case ActionKind::SendBackward: return post_send(action);
+    case ActionKind::SendBackward:
+      return post_send(action);
     case ActionKind::RecvForward:
-    case ActionKind::RecvBackward: return post_recv(action);
+    case ActionKind::RecvBackward:
+      return post_recv(action);
   }
 }
 
-// What the halves change belongs to different micro-batches and chunks. Autograd may run the backward on a thread of its
-// own; what this thread has set up for itself (a profiler, say) goes along to the forward's.
+// What the halves change belongs to different micro-batches and chunks. Autograd may run the backward on a
+// thread of its own; what this thread has set up for itself (a profiler, say) goes along to the forward's.
 void PipelineExecutor::forward_and_backward(Key forward_key, Key backward_key) {
   if (side_by_side_ == nullptr) {
     forward(forward_key);
@@ -165,8 +175,9 @@ void PipelineExecutor::post_send(const Action& action) {
   HEARTH_ASSERT(!node.empty());
   const at::Tensor tensor = node.mapped().contiguous();
   const int stage = virtual_stage(action.chunk), target = activations ? stage + 1 : stage - 1;
-  sends_.push_back({tensor, link_to(target).send(tensor.data_ptr(), tensor.numel(), dtype_of(tensor), /*peer=*/1,
-                                                 site(activations ? "activation" : "gradient", target, action.micro))});
+  sends_.push_back(
+      {tensor, link_to(target).send(tensor.data_ptr(), tensor.numel(), dtype_of(tensor), /*peer=*/1,
+                                    site(activations ? "activation" : "gradient", target, action.micro))});
 }
 
 void PipelineExecutor::post_recv(const Action& action) {
@@ -196,12 +207,16 @@ at::Tensor PipelineExecutor::infer(const ModelInput& input, std::vector<KvCache>
     if (stage > 0 && schedule_.place(stage - 1).rank != rank_) {
       x = at::empty({model.local_rows(input.rows()), model.config().hidden_size},
                     at::TensorOptions(model.device()).dtype(model.scalar_type()));
-      link_from(stage - 1).recv(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/0, site("infer", stage, 0))->wait();
+      link_from(stage - 1)
+          .recv(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/0, site("infer", stage, 0))
+          ->wait();
     }
     x = model.forward(x, input, caches == nullptr ? nullptr : &(*caches)[chunk]);
     if (stage + 1 < schedule_.virtual_stages() && schedule_.place(stage + 1).rank != rank_) {
       x = x.contiguous();
-      link_to(stage + 1).send(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/1, site("infer", stage + 1, 0))->wait();
+      link_to(stage + 1)
+          .send(x.data_ptr(), x.numel(), dtype_of(x), /*peer=*/1, site("infer", stage + 1, 0))
+          ->wait();
     }
   }
   return head_rank() == rank_ ? x : at::Tensor();

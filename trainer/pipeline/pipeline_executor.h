@@ -1,7 +1,7 @@
-// Runs one rank's list of a pipeline schedule (parallel/pipeline/schedule.h) on the model chunks that the rank holds.
-// The list decides everything: this only keeps activations between a forward and its backward, posts transfers, and
-// waits for the ones that the next action needs. One stage with one chunk is a schedule like any other.
-// Not thread-safe. Borrows the chunks and the links.
+// Runs one rank's list of a pipeline schedule (parallel/pipeline/schedule.h) on the model chunks that the
+// rank holds. The list decides everything: this only keeps activations between a forward and its backward,
+// posts transfers, and waits for the ones that the next action needs. One stage with one chunk is a schedule
+// like any other. Not thread-safe. Borrows the chunks and the links.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,8 +27,9 @@ class PipelineExecutor {
   // Told before each action, for traces and fault injection; may be empty.
   using Observer = std::function<void(const Action&)>;
 
-  // `chunks[c]`: chunk c of this rank. `schedule` has its transfers (with_transfers). `side_by_side`: by whose turns the
-  // chunks wait for other ranks; null: a ForwardBackward runs its two halves one after the other.
+  // `chunks[c]`: chunk c of this rank. `schedule` has its transfers (with_transfers). `side_by_side`: by
+  // whose turns the chunks wait for other ranks; null: a ForwardBackward runs its two halves one after the
+  // other.
   PipelineExecutor(PipelineSchedule schedule, int pipeline_rank, std::vector<Transformer*> chunks,
                    const PipelineLinks& links, SideBySide* side_by_side = nullptr);
 
@@ -38,8 +39,8 @@ class PipelineExecutor {
   };
   // Forward and backward of all micro-batches of a step. Gradients are of the sum of losses.
   Totals run(const NextMicroBatch& next, const Observer& observer);
-  // Rows through the whole model, without a graph: [n, D] after the final norm where this rank has the head, else
-  // undefined. `caches`: one per chunk of this rank, or null. All pipeline ranks call it alike.
+  // Rows through the whole model, without a graph: [n, D] after the final norm where this rank has the head,
+  // else undefined. `caches`: one per chunk of this rank, or null. All pipeline ranks call it alike.
   at::Tensor infer(const ModelInput& input, std::vector<KvCache>* caches);
   int head_rank() const { return schedule_.place(schedule_.virtual_stages() - 1).rank; }
   Transformer& head_chunk() const {  // on the head's rank

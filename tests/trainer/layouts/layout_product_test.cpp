@@ -264,22 +264,30 @@ BOOST_AUTO_TEST_CASE(the_loss_of_one_rank_falls) {
   BOOST_TEST(curve.losses.back() < curve.losses.front() - 0.05);
 }
 
-// On 8 ranks every choice is seen together with every choice of another kind. (Copies are of sharded state only.)
+// On 8 ranks every choice is seen together with every choice of another kind. (Copies are of sharded state
+// only.)
 BOOST_AUTO_TEST_CASE(a_covering_set_shows_every_pair) {
   if (world_size() != 8 || test_device().is_cuda()) return;
   std::vector<std::string> schedules;
   for (const ScheduleKind kind : schedule_kinds()) schedules.emplace_back(config_name(kind));
-  const std::vector<std::vector<std::string>> choices = {
-      {"zero0", "zero1", "zero2", "zero3"}, {"instances"},       {"tp"},     {"dp"},
-      schedules,                            {"cp.p2p", "cp.a2a"}, {"uneven"}, {"rows_whole"},
-      {"selective", "full", "core_attn", "none"}, {"tied", "qk_norm"}};
+  const std::vector<std::vector<std::string>> choices = {{"zero0", "zero1", "zero2", "zero3"},
+                                                         {"instances"},
+                                                         {"tp"},
+                                                         {"dp"},
+                                                         schedules,
+                                                         {"cp.p2p", "cp.a2a"},
+                                                         {"uneven"},
+                                                         {"rows_whole"},
+                                                         {"selective", "full", "core_attn", "none"},
+                                                         {"tied", "qk_norm"}};
   Pairs shown;
   for (const Layout& layout : covering(full_product(8))) shown.merge(pairs(layout));
   for (size_t i = 0; i < choices.size(); ++i)
     for (size_t j = i + 1; j < choices.size(); ++j)
       for (const std::string& a : choices[i])
         for (const std::string& b : choices[j])
-          if (a != "zero0" || b != "instances") BOOST_TEST(shown.count(std::minmax(a, b)) == 1U, a << " with " << b);
+          if (a != "zero0" || b != "instances")
+            BOOST_TEST(shown.count(std::minmax(a, b)) == 1U, a << " with " << b);
 }
 
 BOOST_AUTO_TEST_CASE(losses_and_gradients_equal_one_rank) {

@@ -96,9 +96,9 @@ Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOpt
 }  // namespace
 
 std::string Layout::describe() const {
-  return fmt::format("tp {} pp {} cp {} dp {} zero {}/{} {} {} {} {}{}{}", tp, pp, cp, dp, zero_stage, instances,
-                     schedule, cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias", recompute,
-                     rows_whole ? " rows_whole" : "", uneven ? " uneven" : "");
+  return fmt::format("tp {} pp {} cp {} dp {} zero {}/{} {} {} {} {}{}{}", tp, pp, cp, dp, zero_stage,
+                     instances, schedule, cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias",
+                     recompute, rows_whole ? " rows_whole" : "", uneven ? " uneven" : "");
 }
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) {

@@ -23,7 +23,7 @@ struct Layout {
   int64_t instances = 1;                // copies of the sharded state
   std::string recompute = "selective";  // or "none", "full" (of every 3 layers), "core_attn"
   bool rows_whole = false;              // sequence_parallel: false
-  bool uneven = false;                  // a written split of layers, one more on the first virtual stage than on the last
+  bool uneven = false;  // a written split of layers, one more on the first virtual stage than on the last
   int ranks() const { return tp * pp * cp * dp; }
   std::string describe() const;
 };

@@ -54,20 +54,23 @@ BOOST_AUTO_TEST_CASE(chunks_follow_the_split) {
   BOOST_CHECK((model_chunks({4})[0] == ModelChunk{0, 4, true, true}));
 }
 
-// Over the tensor-parallel ranks, the shards that count cover every element exactly once, padding not among them.
+// Over the tensor-parallel ranks, the shards that count cover every element exactly once, padding not among
+// them.
 BOOST_AUTO_TEST_CASE(tensor_shards_cover_every_element_once) {
   for (const bool tied : {true, false})
     for (const int64_t size : {1, 2, 4, 8}) {
       const ModelConfig c = config(tied);
       std::map<std::string, std::vector<int>> seen;
-      for (const ParameterSpec& spec : parameter_specs(c)) seen[spec.name].assign(static_cast<size_t>(spec.numel()), 0);
+      for (const ParameterSpec& spec : parameter_specs(c))
+        seen[spec.name].assign(static_cast<size_t>(spec.numel()), 0);
       for (int64_t rank = 0; rank < size; ++rank)
         for (const ParameterShard& shard : parameter_shards(c, partition(c, size, rank))) {
           if (!shard.counts) continue;
           auto& elements = seen.at(shard.spec.name);
-          for_each_run(shard.spec.shape, shard.box, 0, shard.numel(), [&](int64_t at, int64_t, int64_t count) {
-            for (int64_t i = at; i < at + count; ++i) ++elements[static_cast<size_t>(i)];
-          });
+          for_each_run(shard.spec.shape, shard.box, 0, shard.numel(),
+                       [&](int64_t at, int64_t, int64_t count) {
+                         for (int64_t i = at; i < at + count; ++i) ++elements[static_cast<size_t>(i)];
+                       });
         }
       for (const auto& [name, elements] : seen)
         BOOST_REQUIRE_MESSAGE((std::set<int>(elements.begin(), elements.end()) == std::set<int>{1}),
@@ -160,7 +163,8 @@ BOOST_AUTO_TEST_CASE(vocabulary_shares_cover_the_ids) {
 BOOST_AUTO_TEST_CASE(heads_that_do_not_divide_are_refused) {
   const ModelConfig c = config(false);
   for (const int64_t size : {1, 2, 4, 8}) BOOST_CHECK_NO_THROW(require_tensor_parallel(c, size));
-  for (const int64_t size : {3, 5, 16}) BOOST_CHECK_EXCEPTION(require_tensor_parallel(c, size), Error, is_config_error);
+  for (const int64_t size : {3, 5, 16})
+    BOOST_CHECK_EXCEPTION(require_tensor_parallel(c, size), Error, is_config_error);
   ModelConfig three = c;  // 8 query heads over 4 ranks, but neither 3 divides 4 nor 4 divides 3
   three.num_attention_heads = 12;
   three.num_key_value_heads = 3;

@@ -199,7 +199,9 @@ BOOST_AUTO_TEST_CASE(wrong_use_is_refused) {
   };
   BOOST_CHECK_THROW(report_too_often(), Error);
   BOOST_CHECK_THROW(bench.optimizer.finish_gradients(), Error);  // others never reported
-  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), bench.store, {.data_parallel = *bench.comm}, 2), Error);
+  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), bench.store, {.data_parallel = *bench.comm}, 2),
+                    Error);
   ParameterStore two_ranks(Bench::config(), DType::F32, at::kCPU, WithGradients::Yes, 2, 3000);
-  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), two_ranks, {.data_parallel = *bench.comm}, 1), Error);
+  BOOST_CHECK_THROW(DistributedOptimizer(optimizer_config(), two_ranks, {.data_parallel = *bench.comm}, 1),
+                    Error);
 }

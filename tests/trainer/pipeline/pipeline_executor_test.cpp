@@ -1,5 +1,5 @@
-// What the executor promises beyond equal numbers (layouts/layout_product_test.cpp): the halves of an overlapped action
-// communicate while the other half computes. 4 ranks.
+// What the executor promises beyond equal numbers (layouts/layout_product_test.cpp): the halves of an
+// overlapped action communicate while the other half computes. 4 ranks.
 #include "trainer/pipeline/pipeline_executor.h"
 
 #include <algorithm>
@@ -15,15 +15,15 @@ using namespace hearth;
 
 namespace {
 
-// Counts calls of the tensor-parallel group that begin while one of a forward pass is under way: never where each is
-// waited for at once.
+// Counts calls of the tensor-parallel group that begin while one of a forward pass is under way: never where
+// each is waited for at once.
 class Together : public FlightRecorder::Observer {
  public:
   void begin(uint64_t id, const FlightRecorder::Call& call) override {
     if (call.group != "tp") return;
     if (!forwards_.empty()) ++count;
-    static const std::set<std::string, std::less<>> sites = {"tp.qkv.x", "tp.attention_output.y", "tp.gate_up.x",
-                                                             "tp.down.y"};
+    static const std::set<std::string, std::less<>> sites = {"tp.qkv.x", "tp.attention_output.y",
+                                                             "tp.gate_up.x", "tp.down.y"};
     if (sites.count(call.site) != 0) forwards_.insert(id);
   }
   void issued(uint64_t) override {}
@@ -56,8 +56,8 @@ BOOST_AUTO_TEST_CASE(halves_of_an_overlapped_action_take_turns) {
   const auto pairs = std::count_if(actions.begin(), actions.end(),
                                    [](const Action& a) { return a.kind == ActionKind::ForwardBackward; });
   BOOST_TEST(pairs > 0);
-  // Four calls of a layer's forward, 16 layers in four chunks: a call of the backward begins in each but the last ones,
-  // which the longer half makes alone.
+  // Four calls of a layer's forward, 16 layers in four chunks: a call of the backward begins in each but the
+  // last ones, which the longer half makes alone.
   BOOST_TEST(calls_together(layout) >= pairs * 8);
   BOOST_TEST(calls_together({.tp = 2, .pp = 2, .schedule = "zbv"}) == 0);
   BOOST_TEST(calls_together({.tp = 2, .pp = 2, .schedule = "1f1b"}) == 0);
