@@ -18,11 +18,12 @@ MODEL = dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=12, num
              max_position_embeddings=1024)
 SEQ_LENGTH = 1024
 LAYOUTS = {
-    "tp2_dp2": {TP: 2, "zero_stage": 1}, "tp2_pp2": {TP: 2, PP: 2}, "cp2_dp2": {CP: 2, "zero_stage": 1},
+    "tp2_dp2": {TP: 2, "zero_stage": 1}, "tp2_dp2_overlapped": {TP: 2, "pipeline_schedule": "dualpipev"}, "tp2_pp2": {TP: 2, PP: 2}, "cp2_dp2": {CP: 2, "zero_stage": 1},
     "dp4_zero3": {"zero_stage": 3},
 }
 EXPECTED = {
     "tp2_dp2": {"tp all-gather", "tp reduce-scatter", "dp reduce-scatter", "dp all-gather"},
+    "tp2_dp2_overlapped": {"tp all-gather", "tp reduce-scatter", "dp reduce-scatter", "dp all-gather"},
     "tp2_pp2": {"tp all-gather", "tp reduce-scatter", "pp send/recv"},
     "cp2_dp2": {"cp ring", "dp reduce-scatter", "dp all-gather"},
     "dp4_zero3": {"dp reduce-scatter", "dp all-gather"},
@@ -119,6 +120,24 @@ def check_sequence_numbers(report, workspace):
     report.check("gradients and parameters travel", kinds["dp reduce_scatter"] > 0 and kinds["dp all_gather"] > 0, str(dict(kinds)))
 
 
+def check_overlapped(report, workspace):
+    """Both halves of an overlapped action are in the trace, though they run on two threads, and calls are under way together."""
+    attentions, together = {}, {}
+    for run, schedule in [("tp2", "1f1b"), ("tp2_overlapped", "dualpipev")]:
+        workspace.train(run, 2, sets=[f"parallel.{TP}=2", f"parallel.pipeline_schedule={schedule}"])
+        trace = read_trace(workspace, run, 0)
+        problem = well_formed(trace)
+        report.check(f"{run}: events are well formed", not problem, problem)
+        attentions[run] = names(trace, "cpu_op")["aten::scaled_dot_product_attention"]
+        under_way, together[run] = 0, 0
+        for event in sorted((e for e in trace["traceEvents"] if e.get("cat") == "collective" and e["args"].get("group") == "tp"
+                             and e["ph"] in "be"), key=lambda e: e["ts"]):
+            under_way += 1 if event["ph"] == "b" else -1
+            together[run] += under_way == 2 and event["ph"] == "b"
+    report.check("overlapped: every forward is traced", attentions["tp2"] == attentions["tp2_overlapped"] > 0, str(attentions))
+    report.check("overlapped: more calls are under way together", together["tp2_overlapped"] > 2 * together["tp2"], str(together))
+
+
 def check_options(report, workspace):
     workspace.train("one", 2, sets=["profile.ranks=[1]", "profile.step_start=5", "profile.step_end=100"])
     report.check("only the ranks that are asked for", os.listdir(workspace.path("runs", "one", "trace")) == ["rank_0001.json"])
@@ -194,6 +213,7 @@ def main():
         else:
             check_two_ranks(report, workspace)
             check_sequence_numbers(report, workspace)
+            check_overlapped(report, workspace)
             check_options(report, workspace)
             check_report(report, workspace)
     report.finish()

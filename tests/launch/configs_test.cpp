@@ -24,14 +24,17 @@ std::vector<std::string> yaml_files(FileSystem& fs, const std::string& folder) {
 
 BOOST_TEST_GLOBAL_FIXTURE(InRepository);
 
-BOOST_AUTO_TEST_CASE(every_experiment_parses_and_fits_one_two_and_four_ranks) {
+BOOST_AUTO_TEST_CASE(every_experiment_parses_and_fits_one_two_and_four_replicas) {
   const auto fs = make_posix_file_system();
   const auto files = yaml_files(*fs, "configs");
   BOOST_TEST(files.size() >= 4u);
   for (const auto& file : files) {
     BOOST_TEST_CONTEXT(file) {
       const LoadedConfig loaded = load_experiment(*fs, file, {});
-      for (const int world : {1, 2, 4}) BOOST_CHECK_NO_THROW(require_layout(loaded, world));
+      const ParallelConfig& p = loaded.config.parallel;
+      const auto copy = static_cast<int>(p.tensor_model_parallel_size * p.pipeline_model_parallel_size *
+                                         p.context_parallel_size);
+      for (const int replicas : {1, 2, 4}) BOOST_CHECK_NO_THROW(require_layout(loaded, replicas * copy));
       BOOST_TEST(loaded.config.model.vocab_size > 0);  // so that --dry-run works before any data exists
       BOOST_TEST(parameter_count(loaded.config.model) > 0);
     }

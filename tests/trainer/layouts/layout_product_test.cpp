@@ -68,7 +68,9 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
   if (factors.cp > 1 && heads.query % factors.cp == 0 && heads.kv % factors.cp == 0) methods.push_back("a2a");
   for (const ScheduleKind kind : schedule_kinds()) {
     const std::string schedule(config_name(kind));
-    if (factors.pp == 1 && kind != ScheduleKind::OneFOneB) continue;
+    // Without a pipeline, the overlapped action still hides what tensor- and context-parallel ranks exchange.
+    const bool hides = kind == ScheduleKind::DualPipeV && factors.tp * factors.cp > 1;
+    if (factors.pp == 1 && kind != ScheduleKind::OneFOneB && !hides) continue;
     for (int64_t stage = 0; stage <= 3; ++stage)
       for (const std::string& method : methods) {
         const size_t n = product.size();
@@ -129,7 +131,7 @@ std::vector<std::string> features(const Layout& l) {
   if (l.instances > 1) found.push_back("instances");
   if (l.tp > 1) found.push_back("tp");
   if (l.dp > 1) found.push_back("dp");
-  if (l.pp > 1) found.push_back(l.schedule);
+  if (l.pp > 1 || l.schedule != "1f1b") found.push_back(l.schedule);
   if (l.cp > 1) found.push_back("cp." + l.cp_comm_type);
   if (l.rows_whole) found.push_back("rows_whole");
   if (l.uneven) found.push_back("uneven");
