@@ -1,6 +1,6 @@
 // Asks every rank where it is when the job does not go on, has the page of hang_report.h printed once, and
 // ends this process, all from a thread of its own: the main thread may sit in an MPI or device call, and MPI
-// is its alone. The ranks meet in a folder that all of them see.
+// belongs to the threads that compute. The ranks meet in a folder that all of them see.
 //
 // alarm   A rank whose deadline passes (FlightRecorder::alarm) raises it: the kind of its error goes into
 //         FOLDER/alarm, at which all ranks look now and then. So does a rank that the launcher asks to end

@@ -129,13 +129,15 @@ def check_overlapped(report, workspace):
         problem = well_formed(trace)
         report.check(f"{run}: events are well formed", not problem, problem)
         attentions[run] = names(trace, "cpu_op")["aten::scaled_dot_product_attention"]
+        calls = [e for e in trace["traceEvents"] if e.get("cat") == "collective" and e["ph"] in "be"]
+        of_group = {e["id"] for e in calls if e["ph"] == "b" and e["args"]["group"] == "tp"}
         under_way, together[run] = 0, 0
-        for event in sorted((e for e in trace["traceEvents"] if e.get("cat") == "collective" and e["args"].get("group") == "tp"
-                             and e["ph"] in "be"), key=lambda e: e["ts"]):
+        # Of one instant, ends come before begins.
+        for event in sorted((e for e in calls if e["id"] in of_group), key=lambda e: (e["ts"], e["ph"] == "b")):
             under_way += 1 if event["ph"] == "b" else -1
             together[run] += under_way == 2 and event["ph"] == "b"
     report.check("overlapped: every forward is traced", attentions["tp2"] == attentions["tp2_overlapped"] > 0, str(attentions))
-    report.check("overlapped: more calls are under way together", together["tp2_overlapped"] > 2 * together["tp2"], str(together))
+    report.check("overlapped: more calls are under way together", together["tp2_overlapped"] > together["tp2"], str(together))
 
 
 def check_options(report, workspace):
