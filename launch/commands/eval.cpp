@@ -115,13 +115,16 @@ EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, con
       if (index >= end) return std::nullopt;
       return documents.get(index++);
     };
+    const auto meet = [&] {
+      if (model.num_replicas() > 1) control.barrier("eval.document");
+      ++meetings;
+    };
     std::string lines;
     add(totals, evaluate(*model.inference, next, [&](const DocumentScore& document) {
           if (!options.per_token.empty() && model.speaks_for_replica()) lines += per_token_line(document);
-          control.barrier("eval.document");
-          ++meetings;
+          meet();
         }));
-    for (; meetings < block; ++meetings) control.barrier("eval.document");
+    while (meetings < block) meet();
     if (options.per_token.empty()) continue;
     std::vector<std::pair<int, std::string>> blocks;
     const auto texts = control.all_gather(lines, "eval.per_token");
@@ -142,10 +145,10 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
   Log log({.rank = control.rank(), .world_size = control.world_size()});
   ModelBundle bundle = open_model(context.fs, control, log, options.model.model);
   // One document is one rank's work, so all ranks share the model; else each rank that it fits is a replica.
-  const ParallelConfig alone = answering_layout({}),
-                       shared = layout_of_all(bundle.config, control.world_size());
-  const ParallelConfig layout =
-      layout_to_answer(options.model.overrides, options.text.empty() ? alone : shared, control, log);
+  const ParallelConfig layout = layout_to_answer(
+      options.model.overrides,
+      options.text.empty() ? answering_layout({}) : layout_of_all(bundle.config, control.world_size()),
+      control, log);
   const at::Device device =
       take_device(options.model.device, Mesh::from_config(layout, control.world_size()), context).device;
   share_device(context, device, log);

@@ -314,7 +314,7 @@ int64_t DistributedOptimizer::next_use(int64_t unit, UsePhase phase) const {
 }
 
 void DistributedOptimizer::expect_use(int64_t unit) {
-  if (!parameters_.has_unit(unit)) return;
+  if (zero_stage_ < 3 || !parameters_.has_unit(unit)) return;  // all weights are here
   for (const int64_t index : parameters_.buckets_of_unit(unit))
     if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index))
       gather(buckets_[static_cast<size_t>(index)]);

@@ -1,5 +1,6 @@
 // Every layout trains the same model to the same numbers: run by 2, 4 or 8 ranks.
-//   (no argument)  layouts that cover every choice, on 8 ranks every pair of axis, stage, schedule and the rest
+//   (no argument)  layouts that cover every choice, on 8 ranks every pair of axis, stage, schedule and the
+//   rest
 //   -- full        every factorisation of the ranks x zero_stage x schedule, and 100 steps of the covering
 //   ones
 //   -- cuda        the covering ones over NCCL, fp32 and bf16; the ranks may share one device
@@ -54,11 +55,6 @@ at::Device test_device() {
   return device;
 }
 
-int chunks(const Layout& layout) {
-  const int implied = implied_chunks(schedule_kind_from_config(layout.schedule));
-  return implied > 0 ? implied : 2;
-}
-
 // Every schedule x stage x way of context parallelism for one factorisation; shapes and recompute go in turn.
 void add_variants(std::vector<Layout>& product, const Layout& factors) {
   static const std::vector<std::string> recompute = {"selective", "full", "core_attn", "none"};
@@ -82,7 +78,7 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
         layout.instances = stage > 0 && factors.cp * factors.dp % 2 == 0 && n % 3 == 0 ? 2 : 1;
         layout.recompute = recompute[(n + n / 4 + n / 16) % recompute.size()];
         layout.rows_whole = factors.tp > 1 && n % 5 == 0;
-        layout.uneven = factors.pp > 1 && n % 7 < 2 && factors.pp * chunks(layout) <= 4;
+        layout.uneven = factors.pp > 1 && n % 7 < 2 && factors.pp * layout.chunks() <= 4;
         product.push_back(layout);
       }
   }
@@ -91,9 +87,9 @@ void add_variants(std::vector<Layout>& product, const Layout& factors) {
 // Layers for every virtual stage, micro-batches for the schedule and two at least.
 bool fits(const Layout& l, const RunOptions& options) {
   const int64_t micros = options.global_batch / l.dp;
-  if (l.pp * chunks(l) * (l.uneven ? 2 : 1) > options.layers || micros < 2) return false;
+  if (l.pp * l.chunks() * (l.uneven ? 2 : 1) > options.layers || micros < 2) return false;
   try {
-    make_schedule(schedule_kind_from_config(l.schedule), l.pp, chunks(l), static_cast<int>(micros));
+    make_schedule(schedule_kind_from_config(l.schedule), l.pp, l.chunks(), static_cast<int>(micros));
     return true;
   } catch (const Error&) {  // too few micro-batches, or no multiple of the stages
     return false;

@@ -95,6 +95,11 @@ Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOpt
 
 }  // namespace
 
+int Layout::chunks() const {
+  const int implied = implied_chunks(schedule_kind_from_config(schedule));
+  return implied > 0 ? implied : 2;
+}
+
 std::string Layout::describe() const {
   return fmt::format("tp {} pp {} cp {} dp {} zero {}/{} {} {} {} {}{}{}", tp, pp, cp, dp, zero_stage,
                      instances, schedule, cp_comm_type, shape == Shape::Tied ? "tied" : "qk_norm+bias",
@@ -130,8 +135,7 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.parallel.cp_comm_type = layout.cp_comm_type;
   c.parallel.sequence_parallel = !layout.rows_whole;
   if (layout.uneven) {
-    const int implied = implied_chunks(schedule_kind_from_config(layout.schedule));
-    const int64_t stages = layout.pp * (implied > 0 ? implied : 2);
+    const int64_t stages = layout.pp * layout.chunks();
     auto& split = c.parallel.pipeline_model_parallel_layout;
     split.assign(static_cast<size_t>(stages), options.layers / stages);
     ++split.front();

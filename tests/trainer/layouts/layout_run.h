@@ -25,6 +25,7 @@ struct Layout {
   bool rows_whole = false;              // sequence_parallel: false
   bool uneven = false;  // a written split of layers, one more on the first virtual stage than on the last
   int ranks() const { return tp * pp * cp * dp; }
+  int chunks() const;  // of the model on a pipeline rank
   std::string describe() const;
 };
 
