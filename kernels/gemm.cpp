@@ -54,8 +54,8 @@ uint32_t alignment_bytes(const void* pointer) {
   return address % 16 == 0 ? 16u : static_cast<uint32_t>(address & -address);
 }
 
-using Key = std::tuple<DType, DType, Transpose, Transpose, int64_t, int64_t, int64_t, bool, bool, uint32_t,
-                       uint32_t, uint32_t>;
+using Key = std::tuple<DType, DType, Transpose, Transpose, int64_t, int64_t, int64_t, int64_t, int64_t,
+                       int64_t, bool, bool, uint32_t, uint32_t, uint32_t>;
 Key key_of(const GemmArgs& a) {
   return {a.operand_dtype,
           a.d_dtype,
@@ -64,6 +64,9 @@ Key key_of(const GemmArgs& a) {
           a.m,
           a.n,
           a.k,
+          a.a_stride,
+          a.b_stride,
+          a.d_stride,
           a.bias != nullptr,
           a.beta != 0.0f,
           alignment_bytes(a.a),
@@ -78,10 +81,10 @@ cudaDataType_t cuda_type(DType dtype) {
 }
 
 // A row-major [rows, cols] matrix is a column-major [cols, rows] one.
-Layout make_layout(DType dtype, int64_t rows, int64_t cols, const GemmArgs& a) {
+Layout make_layout(DType dtype, int64_t rows, int64_t cols, int64_t stride, const GemmArgs& a) {
   cublasLtMatrixLayout_t layout = nullptr;
   check(cublasLtMatrixLayoutCreate(&layout, cuda_type(dtype), static_cast<uint64_t>(cols),
-                                   static_cast<uint64_t>(rows), cols),
+                                   static_cast<uint64_t>(rows), stride > 0 ? stride : cols),
         "cublasLtMatrixLayoutCreate", a);
   return Layout(layout);
 }
@@ -116,9 +119,9 @@ Operation make_operation(const GemmArgs& a) {
 Plan make_plan(cublasLtHandle_t handle, const GemmArgs& a) {
   const bool a_t = a.a_transpose == Transpose::Yes, b_t = a.b_transpose == Transpose::Yes;
   Plan plan{make_operation(a),
-            make_layout(a.operand_dtype, b_t ? a.n : a.k, b_t ? a.k : a.n, a),
-            make_layout(a.operand_dtype, a_t ? a.k : a.m, a_t ? a.m : a.k, a),
-            make_layout(a.d_dtype, a.m, a.n, a),
+            make_layout(a.operand_dtype, b_t ? a.n : a.k, b_t ? a.k : a.n, a.b_stride, a),
+            make_layout(a.operand_dtype, a_t ? a.k : a.m, a_t ? a.m : a.k, a.a_stride, a),
+            make_layout(a.d_dtype, a.m, a.n, a.d_stride, a),
             {}};
   // The heuristic looks at the bias pointer for its alignment.
   if (a.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a.bias, a);

@@ -15,7 +15,7 @@ namespace hearth::kernels {
 
 enum class Transpose { No, Yes };
 
-// d [m, n] = op(a) [m, k] x op(b) [k, n] + beta * d, all row-major and contiguous; op(x) = x, or the
+// d [m, n] = op(a) [m, k] x op(b) [k, n] + beta * d, all row-major, rows contiguous; op(x) = x, or the
 // transpose of the stored matrix. Operands fp32 or bf16, sums in fp32 with TF32 off, d in d_dtype.
 struct GemmArgs {
   DType operand_dtype;  // F32 or BF16, of a and b
@@ -27,6 +27,8 @@ struct GemmArgs {
   void* d;           // [m, n]
   const void* bias;  // null, or [n] in d_dtype: added to every row
   float beta;        // 0 or 1
+  // Elements from one stored row to the next; 0: the rows lie back to back.
+  int64_t a_stride = 0, b_stride = 0, d_stride = 0;
 };
 
 // One per device and stream: products on one context share the workspace, so they must be ordered by that

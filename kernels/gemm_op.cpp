@@ -182,4 +182,47 @@ void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, 
   if (db_accum_M) db_accum_M->add_(dy_NM.sum(c10::IntArrayRef{0}, /*keepdim=*/false, at::kFloat));
 }
 
+void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, const at::Tensor& b,
+                          MatmulTranspose b_transpose, at::Tensor d, KernelPath path) {
+  constexpr const char* kOp = "matmul_accumulate";
+  check_activation(kOp, "a", a, 2);
+  check_activation(kOp, "b", b, 2);
+  check_activation(kOp, "d", d, 2);
+  const bool a_t = a_transpose == MatmulTranspose::Yes, b_t = b_transpose == MatmulTranspose::Yes;
+  const int64_t m = a.size(a_t ? 1 : 0), k = a.size(a_t ? 0 : 1), n = b.size(b_t ? 0 : 1);
+  HEARTH_REQUIRE(b.size(b_t ? 1 : 0) == k && d.size(0) == m && d.size(1) == n &&
+                     a.scalar_type() == b.scalar_type() && a.device() == b.device() &&
+                     d.device() == a.device() &&
+                     (d.scalar_type() == a.scalar_type() || d.scalar_type() == at::kFloat),
+                 "{}: {}{} x {}{} does not fit {}", kOp, describe(a), a_t ? "^T" : "", describe(b),
+                 b_t ? "^T" : "", describe(d));
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && a.is_cuda()) {
+    const GemmArgs args{.operand_dtype = kernel_dtype(a),
+                        .d_dtype = kernel_dtype(d),
+                        .a_transpose = a_t ? Transpose::Yes : Transpose::No,
+                        .b_transpose = b_t ? Transpose::Yes : Transpose::No,
+                        .m = m,
+                        .n = n,
+                        .k = k,
+                        .a = a.const_data_ptr(),
+                        .b = b.const_data_ptr(),
+                        .d = d.data_ptr(),
+                        .bias = nullptr,
+                        .beta = 1.0f,
+                        .a_stride = a.stride(0),
+                        .b_stride = b.stride(0),
+                        .d_stride = d.stride(0)};
+    if (!is_empty(args)) run_gemm(args, a);
+    return;
+  }
+#endif
+  static_cast<void>(path);
+  const auto operand = [&](const at::Tensor& x, bool transpose) {
+    const at::Tensor wide = x.to(d.scalar_type());
+    return transpose ? wide.t() : wide;
+  };
+  d.addmm_(operand(a, a_t), operand(b, b_t));
+}
+
 }  // namespace hearth::kernels

@@ -20,4 +20,11 @@ at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w
 void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
                                at::Tensor* db_accum_M = nullptr, KernelPath path = KernelPath::Fused);
 
+// d += op(a) op(b), where op transposes or not. 2-D, last dimension contiguous, rows any distance apart:
+// parts of wider matrices, as low-rank adapters of fused projections need. a and b have one dtype, fp32 or
+// bf16; d has theirs, or fp32. Sums in fp32.
+enum class MatmulTranspose { No, Yes };
+void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, const at::Tensor& b,
+                          MatmulTranspose b_transpose, at::Tensor d, KernelPath path = KernelPath::Fused);
+
 }  // namespace hearth::kernels

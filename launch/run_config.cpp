@@ -83,6 +83,16 @@ void one_way_to_begin(const LoadedConfig& loaded, ConfigErrors& e) {
             "continues a run, but model.init_from starts one from weights: give one of them");
 }
 
+void objective_has_its_models(const LoadedConfig& loaded, ConfigErrors& e) {
+  const ExperimentConfig& c = loaded.config;
+  e.require(c.objective.lora_rank == 0 || c.model.init_from, "objective.lora_rank",
+            "adapters need the weights that they are on: set model.init_from");
+  e.require(c.objective.kind != "dpo" || c.model.init_from, "objective.kind",
+            "dpo needs the reference that the policy starts from: set model.init_from");
+  e.require(c.objective.kind != "dpo" || c.data.reset_attention_mask, "data.reset_attention_mask",
+            "must be true for dpo: the answers of a pair must not see each other");
+}
+
 void save_and_load_differ(const LoadedConfig& loaded, ConfigErrors& e) {
   const CheckpointConfig& c = loaded.config.checkpoint;
   e.require(!c.load || *c.load != c.save, "checkpoint.load",
@@ -203,6 +213,7 @@ void validate_run(const LoadedConfig& loaded, ConfigErrors& errors) {
   decay_goes_down(loaded, errors);
   wsd_decays_within_horizon(loaded, errors);
   one_way_to_begin(loaded, errors);
+  objective_has_its_models(loaded, errors);
   save_and_load_differ(loaded, errors);
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,24 @@ std::string number(double value) {
   return std::isfinite(value) ? fmt::format("{}", value) : "null";
 }
 
+// ", \"prefix name\": value" of each.
+std::string members(const NamedValues& values, std::string_view prefix) {
+  std::string text;
+  for (const auto& [name, value] : values) text += fmt::format(", \"{}{}\": {}", prefix, name, number(value));
+  return text;
+}
+
+// " name=value" of each, as log lines have them.
+std::string words(const NamedValues& values) {
+  std::string text;
+  for (const auto& [name, value] : values) {
+    std::string word = name;
+    std::replace(word.begin(), word.end(), ' ', '_');
+    text += fmt::format(" {}={:.4f}", word, value);
+  }
+  return text;
+}
+
 std::string time_left(double seconds) {
   const auto total = static_cast<int64_t>(seconds);
   return total >= 3600 ? fmt::format("{}h{:02}m", total / 3600, total / 60 % 60)
@@ -28,16 +47,16 @@ std::string time_left(double seconds) {
 std::string StepMetrics::to_json() const {
   return fmt::format(
       "{{\"step\": {}, \"lm loss\": {}, \"grad_norm\": {}, \"learning_rate\": {}, \"tokens/s\": {:.1f}, "
-      "\"tflops\": "
-      "{:.4f}, \"mfu(%)\": {}, \"consumed_tokens\": {}, \"skipped_iterations\": {}}}",
+      "\"tflops\": {:.4f}, \"mfu(%)\": {}, \"consumed_tokens\": {}, \"skipped_iterations\": {}{}}}",
       step, number(lm_loss), number(grad_norm), number(learning_rate), tokens_per_second, tflops,
-      mfu_percent ? fmt::format("{:.2f}", *mfu_percent) : "null", consumed_tokens, skipped_iterations);
+      mfu_percent ? fmt::format("{:.2f}", *mfu_percent) : "null", consumed_tokens, skipped_iterations,
+      members(objective, ""));
 }
 
 std::string ValidationMetrics::to_json() const {
   return fmt::format(
-      "{{\"step\": {}, \"validation loss\": {}, \"validation perplexity\": {}, \"validation tokens\": {}}}",
-      step, number(loss), number(std::exp(loss)), num_tokens);
+      "{{\"step\": {}, \"validation loss\": {}, \"validation perplexity\": {}, \"validation tokens\": {}{}}}",
+      step, number(loss), number(std::exp(loss)), num_tokens, members(objective, "validation "));
 }
 
 JsonlWriter::JsonlWriter(FileSystem& fs, const std::string& path, int64_t keep_up_to_step) {
@@ -71,9 +90,9 @@ void Progress::step(const StepMetrics& m) {
   if (!terminal_) {
     log_.info(
         "step={}/{} lm_loss={:.6f} grad_norm={:.4f} learning_rate={:.4e} tokens/s={:.0f} tflops={:.2f} "
-        "skipped={}",
+        "skipped={}{}",
         m.step, last_step_, m.lm_loss, m.grad_norm, m.learning_rate, m.tokens_per_second, m.tflops,
-        m.skipped_iterations);
+        m.skipped_iterations, words(m.objective));
     return;
   }
   const double done = last_step_ > 0 ? static_cast<double>(m.step) / static_cast<double>(last_step_) : 1.0;
@@ -93,8 +112,8 @@ void Progress::step(const StepMetrics& m) {
 
 void Progress::validation(const ValidationMetrics& m) {
   finish();
-  log_.info("event=validation step={} loss={:.6f} perplexity={:.4f} tokens={}", m.step, m.loss,
-            std::exp(m.loss), m.num_tokens);
+  log_.info("event=validation step={} loss={:.6f} perplexity={:.4f} tokens={}{}", m.step, m.loss,
+            std::exp(m.loss), m.num_tokens, words(m.objective));
 }
 
 void Progress::finish() {

@@ -6,11 +6,16 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/file_system.h"
 #include "base/log.h"
 
 namespace hearth {
+
+// What an objective reports beside the loss, in its order.
+using NamedValues = std::vector<std::pair<std::string, double>>;
 
 struct StepMetrics {
   int64_t step = 0;  // steps done, this one included
@@ -19,6 +24,7 @@ struct StepMetrics {
   double tflops = 0;                  // of one rank, attention counted causal
   std::optional<double> mfu_percent;  // of the device's dense bf16 peak; empty where that is not known
   int64_t consumed_tokens = 0, skipped_iterations = 0;
+  NamedValues objective;
   std::string to_json()
       const;  // field names of the design: "lm loss", "grad_norm", ...; losses with 17 digits
 };
@@ -27,6 +33,7 @@ struct ValidationMetrics {
   int64_t step = 0;
   double loss = 0;
   int64_t num_tokens = 0;
+  NamedValues objective;
   std::string to_json() const;
 };
 

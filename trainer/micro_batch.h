@@ -11,7 +11,12 @@ namespace hearth {
 struct MicroBatch {
   ModelInput input;
   at::Tensor targets_N;  // int64, -100 where the target does not count
-  int64_t valid_targets = 0;
+  int64_t valid_targets =
+      0;  // by which the sum of losses is divided; tokens, unless the objective counts otherwise
+  // What some objectives add.
+  at::Tensor documents_N;  // int64: which document of the micro-batch a row is of
+  int64_t num_documents = 0;
+  at::Tensor frozen;  // what a frozen model says of the rows, on ranks with the head
 };
 
 enum class DocumentMask { Yes, No };  // attention stops at document borders, or runs over the whole sample

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 
 #include "base/error.h"
 #include "trainer/device.h"
@@ -59,6 +60,26 @@ RecomputeChoice recompute_choice(const RecomputeConfig& config) {
           .every_layers = config.granularity == "full" ? config.num_layers : 0};
 }
 
+std::vector<ParameterSpec> trained_parameter_specs(const ExperimentConfig& config) {
+  if (config.objective.lora_rank == 0) return parameter_specs(config.model);
+  std::vector<ParameterSpec> specs;
+  for (ParameterShard& shard :
+       lora_shards(config.model, ModelPartition::whole(config.model), config.objective.lora()))
+    specs.push_back(std::move(shard.spec));
+  return specs;
+}
+
+bool continues_adapters(const ObjectiveConfig& objective, const ModelBundle* init_from) {
+  if (objective.lora_rank == 0 || init_from == nullptr || init_from->adapters == nullptr) return false;
+  const LoraShape own = objective.lora();
+  const auto same_modules = [&] {
+    return std::all_of(lora_modules().begin(), lora_modules().end(), [&](const std::string& module) {
+      return own.targets(module) == init_from->lora.targets(module);
+    });
+  };
+  return own.rank == init_from->lora.rank && own.scale() == init_from->lora.scale() && same_modules();
+}
+
 StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel_size, at::Device device) {
   const auto dtype = dtype_from_config(config.precision.dtype);
   HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", config.precision.dtype);
@@ -71,14 +92,27 @@ StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel
           .grads = DistributedOptimizer::grad_memory(config.parallel.zero_stage)};
 }
 
-ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device)
-    : groups_(groups), device_(device), micro_batches_(hearth::micro_batches_per_step(config, groups.mesh)) {
+ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
+                             const OtherModels& others)
+    : groups_(groups),
+      objective_config_(config.objective),
+      device_(device),
+      micro_batches_(hearth::micro_batches_per_step(config, groups.mesh)) {
   groups.set_compute_stream(compute_stream(device));
   const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
   const ModelPartition partition = model_partition(config, groups.mesh, schedule, groups.rank);
   counts_loss_ = partition.has_head() && groups.coordinate(MeshAxis::Tp) == 0;
-  parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
-                                                 store_options(config, groups.shards().size(), device));
+  const StoreOptions trained = store_options(config, groups.shards().size(), device);
+  const LoraShape lora = config.objective.lora();
+  if (lora.rank > 0) {
+    frozen_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
+                                               StoreOptions{.dtype = trained.dtype, .device = device});
+    parameters_ = std::make_unique<ParameterStore>(lora_shards(config.model, partition, lora), trained);
+    parameters_->memory().allocating(MemoryPart::Weights, frozen_->memory().held(MemoryPart::Weights));
+    adapters_.emplace(Adapters{*parameters_, lora});
+  } else {
+    parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition), trained);
+  }
   optimizer_ =
       std::make_unique<DistributedOptimizer>(config.optimizer, *parameters_,
                                              OptimizerComms{.data_parallel = groups.shards(),
@@ -91,50 +125,104 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : partition.chunks) {
-    chunks_.push_back(std::make_unique<Transformer>(config.model, *parameters_,
-                                                    recompute_choice(config.recompute), chunk, context));
+    chunks_.push_back(std::make_unique<Transformer>(config.model, frozen_ ? *frozen_ : *parameters_,
+                                                    recompute_choice(config.recompute), chunk, context,
+                                                    adapters_ ? &*adapters_ : nullptr));
     chunks.push_back(chunks_.back().get());
     for (size_t i = 0; i < gradient_uses_.size(); ++i)
       gradient_uses_[i] += chunks_.back()->uses_per_micro(static_cast<int64_t>(i));
   }
   executor_ = std::make_unique<PipelineExecutor>(schedule, groups.coordinate(MeshAxis::Pp), std::move(chunks),
                                                  groups.links, side_by_side_.get());
+  if (frozen_) base_ = std::make_unique<FrozenModel>(*frozen_, config, groups);
+  objective_ = make_objective({.config = config,
+                               .groups = groups,
+                               .device = device,
+                               .base = base_.get(),
+                               .init_from = others.init_from,
+                               .teacher = others.teacher});
+  head_loss_ = [this](Transformer& head, const at::Tensor& hidden, const MicroBatch& batch) {
+    return objective_->loss(head, hidden, batch);
+  };
+  consults_ahead_ = objective_->consults() && (schedule.virtual_stages() > 1 || side_by_side_ != nullptr);
 }
 
-void ParallelModel::initialize(uint64_t seed) {
+const TensorSource& ParallelModel::base_weights(const ModelBundle& init_from) const {
+  return continues_adapters(objective_config_, &init_from) ? *init_from.base : *init_from.tensors;
+}
+
+void ParallelModel::start(uint64_t seed, const ModelBundle* init_from) {
+  const TensorSource* source = nullptr;  // of what is trained
+  if (frozen_) {
+    init_from != nullptr ? frozen_->load(base_weights(*init_from)) : frozen_->initialize(seed);
+    if (continues_adapters(objective_config_, init_from)) source = init_from->adapters.get();
+  } else if (init_from != nullptr) {
+    source = init_from->tensors.get();
+  }
+  if (source != nullptr) parameters_->require(*source);
   optimizer_->load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
-    parameters_->initial_values(i, seed, begin, end, out);
+    if (source != nullptr) {
+      parameters_->read(*source, "", i, begin, end, out);
+    } else {
+      parameters_->initial_values(i, seed, begin, end, out);
+    }
   });
 }
 
-void ParallelModel::load_weights(const TensorSource& source) {
-  parameters_->require(source);
-  optimizer_->load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
-    parameters_->read(source, "", i, begin, end, out);
-  });
+void ParallelModel::resume(const TensorSource& checkpoint, const ModelBundle* init_from) {
+  if (frozen_) {
+    HEARTH_REQUIRE(init_from != nullptr, "adapters are resumed without the weights below them");
+    frozen_->load(base_weights(*init_from));
+  }
+  optimizer_->load(checkpoint);
 }
 
-ParallelModel::LocalSums ParallelModel::counted(at::Tensor loss_sum, int64_t valid_tokens,
+MicroBatch ParallelModel::micro_batch(const std::vector<Sample>& samples, DocumentMask mask) {
+  MicroBatch batch = make_micro_batch(samples, mask, *chunks_[0]);
+  objective_->describe(samples, batch);
+  return batch;
+}
+
+ParallelModel::LocalSums ParallelModel::no_sums() const {
+  const auto fp64 = at::TensorOptions(device_).dtype(at::kDouble);
+  return {at::zeros({objective_->num_sums()}, fp64), 0, at::zeros({1}, fp64)};
+}
+
+ParallelModel::LocalSums ParallelModel::counted(at::Tensor sums, int64_t valid_tokens,
                                                 at::Tensor squared_norm) const {
-  if (counts_loss_) return {std::move(loss_sum), valid_tokens, std::move(squared_norm)};
-  return {at::zeros_like(loss_sum), 0, std::move(squared_norm)};
+  if (counts_loss_) return {std::move(sums), valid_tokens, std::move(squared_norm)};
+  return {at::zeros_like(sums), 0, std::move(squared_norm)};
 }
 
 ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor::NextMicroBatch& next,
                                                          const PipelineExecutor::Observer& observer) {
   optimizer_->begin_step(gradient_uses_, micro_batches_);
-  auto [loss_sum, valid_tokens] = executor_->run(next, observer);
+  // Questions to another model travel over the same links and groups as the step itself: where that
+  // communicates within the step's own order, they are asked before it begins.
+  std::deque<MicroBatch> ready;
+  const auto read = [&] {
+    ready.push_back(next());
+    if (objective_->consults()) objective_->consult(ready.back());
+  };
+  for (int64_t micro = 0; consults_ahead_ && micro < micro_batches_; ++micro) read();
+  const PipelineExecutor::NextMicroBatch give = [&] {
+    if (ready.empty()) read();
+    MicroBatch batch = std::move(ready.front());
+    ready.pop_front();
+    return batch;
+  };
+  auto [sums, valid_tokens] = executor_->run(give, head_loss_, objective_->num_sums(), observer);
   optimizer_->finish_gradients();
-  return counted(std::move(loss_sum), valid_tokens, optimizer_->local_sum_of_squares());
+  return counted(std::move(sums), valid_tokens, optimizer_->local_sum_of_squares());
 }
 
-ParallelModel::LocalSums ParallelModel::evaluate(const MicroBatch& batch) {
-  const auto fp64 = at::TensorOptions(device_).dtype(at::kDouble);
+ParallelModel::LocalSums ParallelModel::evaluate(MicroBatch batch) {
+  LocalSums none = no_sums();
+  if (objective_->consults()) objective_->consult(batch);
   const at::Tensor hidden = executor_->infer(batch.input, nullptr);
-  at::Tensor loss_sum = at::zeros({}, fp64);
-  if (hidden.defined())
-    loss_sum = executor_->head_chunk().logprobs(hidden, batch.targets_N).to(at::kDouble).sum().neg();
-  return counted(std::move(loss_sum), batch.valid_targets, at::zeros({1}, fp64));
+  if (!hidden.defined()) return counted(none.sums, batch.valid_targets, none.squared_norm);
+  return counted(objective_->evaluate(executor_->head_chunk(), hidden, batch), batch.valid_targets,
+                 none.squared_norm);
 }
 
 InferenceModel ParallelModel::inference() {
@@ -146,14 +234,17 @@ InferenceModel ParallelModel::inference() {
 StepTotals ParallelModel::sum_over_ranks(const LocalSums& mine, bool stop_requested) {
   const at::Tensor host =
       at::tensor({static_cast<double>(mine.valid_tokens), stop_requested ? 1.0 : 0.0}, at::kDouble);
-  at::Tensor totals =
-      at::cat({mine.loss_sum.to(at::kDouble).view({1}), mine.squared_norm.view({1}), host.to(device_)});
+  at::Tensor totals = at::cat({host.to(device_), mine.squared_norm.view({1}), mine.sums.to(at::kDouble)});
   groups_.everyone()
       .all_reduce(totals.data_ptr(), totals.numel(), DType::F64, ReduceOp::Sum, "step.totals")
       ->wait();
   totals = totals.to(at::kCPU);
   const double* value = totals.data_ptr<double>();
-  return {.loss_sum = value[0], .valid_tokens = value[2], .squared_norm = value[1], .stop = value[3] > 0};
+  return {.loss_sum = value[3],
+          .valid_tokens = value[0],
+          .squared_norm = value[2],
+          .metrics = {value + 4, value + totals.numel()},
+          .stop = value[1] > 0};
 }
 
 }  // namespace hearth

@@ -1,14 +1,18 @@
 // One rank's share of the model under a layout, ready to train: parameters, optimizer, the chunks of the
-// pipeline and the schedule that runs them, all made from the experiment file and the groups. Collective:
-// every rank of the job makes it and calls it alike. Borrows the groups. Not thread-safe.
+// pipeline, the schedule that runs them and the objective, all made from the experiment file and the groups.
+// With objective.lora_rank the model's own parameters are frozen and the trained ones are adapters.
+// Collective: every rank of the job makes it and calls it alike. Borrows the groups. Not thread-safe.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "trainer/experiment_config.h"
 #include "trainer/inference_model.h"
+#include "trainer/interchange/model_source.h"
 #include "trainer/micro_batch.h"
+#include "trainer/objective/objective.h"
 #include "trainer/optimizer/distributed_optimizer.h"
 #include "trainer/parallel_groups.h"
 #include "trainer/pipeline/pipeline_executor.h"
@@ -18,40 +22,62 @@ namespace hearth {
 // Sums over all ranks.
 struct StepTotals {
   double loss_sum = 0, valid_tokens = 0, squared_norm = 0;
-  bool stop = false;  // some rank was asked to stop
+  std::vector<double> metrics;  // sums of Objective::metrics()
+  bool stop = false;            // some rank was asked to stop
+};
+
+// Models that a run reads beside the one that it trains. Borrowed while a ParallelModel is made and started.
+struct OtherModels {
+  const ModelBundle* init_from = nullptr;  // model.init_from
+  const ModelBundle* teacher = nullptr;    // objective.teacher
 };
 
 // What the experiment file asks of the pieces below. Pure.
 RecomputeChoice recompute_choice(const RecomputeConfig& config);
+// Whole-model specs of what a run trains: the model's parameters, or its adapters.
+std::vector<ParameterSpec> trained_parameter_specs(const ExperimentConfig& config);
+// Whether adapters go on with those that the model to start from has, rather than begin on top of them.
+bool continues_adapters(const ObjectiveConfig& objective, const ModelBundle* init_from);
 StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel_size, at::Device device);
 
 class ParallelModel {
  public:
   // `config` is resolved, model.vocab_size is set. Parameters hold no values until a start below.
-  ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device);
+  ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
+                const OtherModels& others = {});
 
-  // Counter-based initial weights, the same for every layout.
-  void initialize(uint64_t seed);
-  // Weights of another model; the optimizer starts new.
-  void load_weights(const TensorSource& source);
+  // The weights of `init_from`, else counter-based initial ones, the same for every layout. Adapters begin
+  // with those of `init_from` where it has some of the same shape, on its base; else anew, on the whole of
+  // it. The optimizer starts new.
+  void start(uint64_t seed, const ModelBundle* init_from);
+  void initialize(uint64_t seed) { start(seed, nullptr); }
+  // Continues from a checkpoint; `init_from` gives the weights below the adapters, and is not needed without.
+  void resume(const TensorSource& checkpoint, const ModelBundle* init_from);
+
+  // Samples as the chunks and the objective take them.
+  MicroBatch micro_batch(const std::vector<Sample>& samples, DocumentMask mask);
+  Objective& objective() { return *objective_; }
 
   // What this rank found, to be summed over ranks.
   struct LocalSums {
-    at::Tensor loss_sum;       // scalar on the device; 0 on ranks whose loss another rank counts
+    at::Tensor sums;           // [objective().num_sums()] on the device, the loss first; 0 on ranks whose
+                               // loss another rank counts
     int64_t valid_tokens = 0;  // 0 there too
     at::Tensor squared_norm;   // fp64 [1] on the device
   };
   // Forward and backward of a step; gradients are then sums over all ranks.
   LocalSums forward_backward(const PipelineExecutor::NextMicroBatch& next,
                              const PipelineExecutor::Observer& observer);
-  // Sum of losses of a micro-batch, no gradients.
-  LocalSums evaluate(const MicroBatch& batch);
+  // The sums of a micro-batch, no gradients.
+  LocalSums evaluate(MicroBatch batch);
+  LocalSums no_sums() const;
   // The same weights, for generation; the ranks of a replica use it alike.
   InferenceModel inference();
   // The only wait for the device in a step.
   StepTotals sum_over_ranks(const LocalSums& mine, bool stop_requested);
 
   int64_t micro_batches_per_step() const { return micro_batches_; }
+  // What is trained: the model's parameters, or its adapters.
   ParameterStore& parameters() { return *parameters_; }
   DistributedOptimizer& optimizer() { return *optimizer_; }
   // Of this pipeline rank, in the order of the schedule's chunks; at least one.
@@ -61,13 +87,18 @@ class ParallelModel {
 
  private:
   ModelContext model_context(const ParallelConfig& config, const PipelineSchedule& schedule);
-  LocalSums counted(at::Tensor loss_sum, int64_t valid_tokens, at::Tensor squared_norm) const;
+  LocalSums counted(at::Tensor sums, int64_t valid_tokens, at::Tensor squared_norm) const;
+
+  const TensorSource& base_weights(const ModelBundle& init_from) const;
 
   ParallelGroups& groups_;
+  ObjectiveConfig objective_config_;
   at::Device device_;
   int64_t micro_batches_;
   bool counts_loss_;  // of the ranks that compute the same loss, this one adds it to the totals
+  std::unique_ptr<ParameterStore> frozen_;  // the model below the adapters; null: parameters_ is the model
   std::unique_ptr<ParameterStore> parameters_;
+  std::optional<Adapters> adapters_;
   std::unique_ptr<DistributedOptimizer> optimizer_;
   // Only for schedules with the overlapped action, where there are waits to overlap; the chunks'
   // communicators then.
@@ -75,6 +106,10 @@ class ParallelModel {
   std::unique_ptr<Comm> tensor_by_turns_, context_by_turns_;
   std::vector<std::unique_ptr<Transformer>> chunks_;
   std::unique_ptr<PipelineExecutor> executor_;
+  std::unique_ptr<FrozenModel> base_;  // the model without its adapters
+  std::unique_ptr<Objective> objective_;
+  PipelineExecutor::HeadLoss head_loss_;
+  bool consults_ahead_ = false;         // of all micro-batches before the first action
   std::vector<int64_t> gradient_uses_;  // per parameter, in one micro-batch
 };
 

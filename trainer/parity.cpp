@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/rng.h"
+#include "trainer/checkpoint/safetensors.h"
 
 namespace hearth {
 namespace {
@@ -132,14 +133,10 @@ double parity_tolerance(const PrecisionConfig& precision) {
 }
 
 ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh& mesh, at::Device device,
-                           const std::vector<Sample>& samples, const TensorSource* weights) {
+                           const std::vector<Sample>& samples, const OtherModels& others) {
   ParallelGroups groups = make_parallel_groups(job, config, mesh, device);
-  ParallelModel model(config, groups, device);
-  if (weights != nullptr) {
-    model.load_weights(*weights);
-  } else {
-    model.initialize(static_cast<uint64_t>(config.training.seed));
-  }
+  ParallelModel model(config, groups, device, others);
+  model.start(static_cast<uint64_t>(config.training.seed), others.init_from);
   Sketches sketches(config, groups, device);
   for (size_t chunk = 0; chunk < model.num_chunks(); ++chunk)
     model.chunk(chunk).observe_activations(
@@ -153,8 +150,8 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
     const auto indices = micro_batch_samples(batch, 0, micros);
     std::vector<Sample> mine;
     for (const int64_t index : indices) mine.push_back(samples[static_cast<size_t>(index)]);
-    MicroBatch made = make_micro_batch(
-        mine, config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No, model.chunk(0));
+    MicroBatch made =
+        model.micro_batch(mine, config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No);
     sketches.set_rows(micros++, batch_rows(indices, made, config.data.seq_length));
     return made;
   };
@@ -165,6 +162,9 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
   side.layout = fmt::format("{}, zero_stage {}, {}", mesh.describe(), config.parallel.zero_stage,
                             config.parallel.pipeline_schedule);
   side.loss = totals.loss_sum / totals.valid_tokens;
+  const auto names = model.objective().metrics();
+  for (size_t i = 0; i < names.size(); ++i)
+    side.metrics.emplace_back(names[i], totals.metrics[i] / totals.valid_tokens);
   side.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
   side.valid_tokens = totals.valid_tokens;
   side.activations = sketches.sum(groups.everyone());
@@ -176,6 +176,29 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
   return side;
 }
 
+void save_gradients(Job& job, FileSystem& fs, const std::string& path, const ParitySide& side,
+                    const ExperimentConfig& config, at::Device device) {
+  const auto everyone = comm_of_everyone(job, device);
+  const bool is_root = job.control->rank() == 0;
+  const auto specs = trained_parameter_specs(config);
+  std::vector<TensorInfo> infos;
+  for (const ParameterSpec& spec : specs) infos.push_back({spec.name, DType::F32, spec.shape});
+  std::map<std::string, std::string> metadata{{"loss", fmt::format("{}", side.loss)},
+                                              {"grad_norm", fmt::format("{}", side.grad_norm)}};
+  for (const auto& [name, value] : side.metrics) metadata[name] = fmt::format("{}", value);
+  std::optional<SafetensorsWriter> writer;
+  if (is_root) writer.emplace(fs, path, CreateMode::Truncate, infos, metadata);
+  for (const ParameterSpec& spec : specs) {
+    const at::Tensor whole = whole_gradient(*everyone, side, spec, device).to(at::kCPU).contiguous();
+    if (is_root)
+      writer->append(
+          {static_cast<const std::byte*>(whole.const_data_ptr()), static_cast<size_t>(whole.nbytes())});
+  }
+  if (!is_root) return;
+  writer->sync();
+  writer->close();
+}
+
 std::vector<ParityDifference> compare_sides(Job& job, const ParitySide& a, const ParitySide& b,
                                             const ExperimentConfig& config, at::Device device) {
   std::vector<ParityDifference> differences;
@@ -183,7 +206,7 @@ std::vector<ParityDifference> compare_sides(Job& job, const ParitySide& a, const
     differences.push_back(compare_activation(a.activations[i], b.activations[i], config.data.seq_length));
   differences.push_back({"loss", std::abs(a.loss - b.loss) / std::abs(b.loss), ""});
   const auto everyone = comm_of_everyone(job, device);
-  auto specs = parameter_specs(config.model);
+  auto specs = trained_parameter_specs(config);
   std::reverse(specs.begin(), specs.end());
   for (const ParameterSpec& spec : specs) {
     const at::Tensor mine = whole_gradient(*everyone, a, spec, device),

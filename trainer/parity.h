@@ -8,6 +8,7 @@
 
 #include "data/sampler.h"
 #include "parallel/bootstrap.h"
+#include "trainer/metrics.h"
 #include "trainer/parallel_model.h"
 
 namespace hearth {
@@ -24,13 +25,21 @@ struct ParitySide {
   std::string layout;
   std::vector<ActivationSketch> activations;  // in forward order
   double loss = 0, grad_norm = 0;
+  NamedValues metrics;                // of the objective
   std::vector<StateSlice> gradients;  // this rank's share, on the host, sums over the batch
   double valid_tokens = 0;
 };
 
-// Runs one step of `config` on all ranks of the job. `weights` null: the initial weights of training.seed.
+// Runs one step of `config` on all ranks of the job. Without `others.init_from`: from the initial weights of
+// training.seed.
 ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh& mesh, at::Device device,
-                           const std::vector<Sample>& samples, const TensorSource* weights);
+                           const std::vector<Sample>& samples, const OtherModels& others);
+
+// Writes the mean gradients of everything that is trained (fp32, HF or PEFT-like names) as one safetensors
+// file, whose metadata has the loss, the norm and the objective's metrics: for a comparison with another
+// program. Rank 0 writes.
+void save_gradients(Job& job, FileSystem& fs, const std::string& path, const ParitySide& side,
+                    const ExperimentConfig& config, at::Device device);
 
 struct ParityDifference {
   std::string name;       // "activation layers.3", "loss", "gradient model.norm.weight"

@@ -28,7 +28,9 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 }  // namespace
 
 Trainer::Trainer(TrainerInputs inputs)
-    : in_(std::move(inputs)), is_root_(in_.control.rank() == 0), model_(in_.config, in_.groups, in_.device) {
+    : in_(std::move(inputs)),
+      is_root_(in_.control.rank() == 0),
+      model_(in_.config, in_.groups, in_.device, in_.others) {
   const ExperimentConfig& c = in_.config;
   batch_ = {.global_batch_size = c.training.global_batch_size,
             .micro_batch_size = c.training.micro_batch_size,
@@ -70,19 +72,15 @@ void Trainer::begin_stream(const DataLedger& ledger) {
       prefetch);
 }
 
-void Trainer::start(const TensorSource* weights) {
-  if (weights != nullptr) {
-    model_.load_weights(*weights);
-  } else {
-    model_.initialize(static_cast<uint64_t>(in_.config.training.seed));
-  }
+void Trainer::start() {
+  model_.start(static_cast<uint64_t>(in_.config.training.seed), in_.others.init_from);
   begin_stream(DataLedger{});
 }
 
 void Trainer::resume(const CheckpointReader& checkpoint) {
   const auto json = nlohmann::json::parse(checkpoint.state_json());
   state_ = train_state_from_json(json.value("train", nlohmann::json::object()), checkpoint.describe());
-  model_.optimizer().load(checkpoint);
+  model_.resume(checkpoint, in_.others.init_from);
   model_.optimizer().set_num_updates(state_.optimizer_updates);
   last_saved_step_ = checkpoint.step();
   begin_stream(state_.ledger);
@@ -98,16 +96,18 @@ DocumentMask Trainer::document_mask() const {
 StepTotals Trainer::forward_backward() {
   const auto next = [this] {
     in_.faults.hit("data.next");
-    return make_micro_batch(prefetcher_->next(), document_mask(), model_.chunk(0));
+    return model_.micro_batch(prefetcher_->next(), document_mask());
   };
   const auto before = [this](const Action& action) {
     if (action.kind == ActionKind::Forward && in_.faults.hit("fwd") == FaultAction::Nan) poisoned_ = true;
   };
   auto sums = model_.forward_backward(next, before);
-  if (std::exchange(poisoned_, false)) sums.loss_sum.fill_(std::nan(""));
+  if (std::exchange(poisoned_, false)) sums.sums.fill_(std::nan(""));
   // A test of hangs may order this rank to go on as if the sums had come.
   if (in_.faults.hit("allreduce.before") == FaultAction::SkipCollective)
-    return {.loss_sum = 1, .valid_tokens = 1};
+    return {.loss_sum = 1,
+            .valid_tokens = 1,
+            .metrics = std::vector<double>(model_.objective().metrics().size(), 1.0)};
   return model_.sum_over_ranks(sums, stop_requested());
 }
 
@@ -138,6 +138,7 @@ StepMetrics Trainer::train_step(bool& stop) {
   metrics.step = step;
   metrics.learning_rate = learning_rate(c.optimizer, c.training.train_iters, state_.step);
   metrics.lm_loss = totals.loss_sum / totals.valid_tokens;
+  metrics.objective = objective_metrics(totals);
   metrics.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
   if (std::isfinite(metrics.lm_loss) && std::isfinite(metrics.grad_norm)) {
     // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
@@ -165,12 +166,19 @@ StepMetrics Trainer::train_step(bool& stop) {
   return metrics;
 }
 
+NamedValues Trainer::objective_metrics(const StepTotals& totals) {
+  NamedValues values;
+  const auto names = model_.objective().metrics();
+  for (size_t i = 0; i < names.size(); ++i)
+    values.emplace_back(names[i], totals.metrics[i] / totals.valid_tokens);
+  return values;
+}
+
 ValidationMetrics Trainer::validate(int64_t step) {
   const at::NoGradGuard no_grad;
   const int64_t count =
       std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
-  const auto fp64 = at::TensorOptions(in_.device).dtype(at::kDouble);
-  ParallelModel::LocalSums mine{at::zeros({}, fp64), 0, at::zeros({1}, fp64)};
+  ParallelModel::LocalSums mine = model_.no_sums();
   // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size. Every
   // rank makes as many calls, since they communicate: where windows run out, a repeated one that does not
   // count fills in.
@@ -182,12 +190,13 @@ ValidationMetrics Trainer::validate(int64_t step) {
       samples.push_back(validation_->get(std::min(i, count - 1)));
       if (i >= count) std::fill(samples.back().loss_mask.begin(), samples.back().loss_mask.end(), uint8_t{0});
     }
-    const auto sums = model_.evaluate(make_micro_batch(samples, document_mask(), model_.chunk(0)));
-    mine.loss_sum.add_(sums.loss_sum);
+    const auto sums = model_.evaluate(model_.micro_batch(samples, document_mask()));
+    mine.sums.add_(sums.sums);
     mine.valid_tokens += sums.valid_tokens;
   }
   const StepTotals totals = model_.sum_over_ranks(mine, /*stop_requested=*/false);
-  return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens)};
+  return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens),
+          objective_metrics(totals)};
 }
 
 // A short continuation of nothing, so that people see the model learn. All replicas make one, with as many
@@ -226,6 +235,14 @@ std::string Trainer::state_json() const {
   json["train"] = train_state_to_json(state_);
   json["model"] = model_config_to_json(in_.config.model);
   json["dtype"] = in_.config.precision.dtype;
+  if (const LoraShape lora = in_.config.objective.lora(); lora.rank > 0)
+    json["lora"] = {{"rank", lora.rank},
+                    {"alpha", lora.alpha},
+                    {"rslora", lora.rslora},
+                    {"target_modules", lora.target_modules},
+                    {"base_model", continues_adapters(in_.config.objective, in_.others.init_from)
+                                       ? in_.others.init_from->base_model
+                                       : in_.config.model.init_from.value_or("")}};
   json["config"] = in_.config_json;
   json["build"] = in_.build_json;
   json["data"] = in_.data_text;

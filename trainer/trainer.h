@@ -47,6 +47,7 @@ struct TrainerInputs {
   std::function<bool()> stop_requested;  // USR1 or TERM arrived at this rank
   FaultInjector& faults;                 // of the tests; without a plan it does nothing
   StepTracer* tracer = nullptr;          // null: no trace
+  OtherModels others;                    // borrowed while the Trainer is made and started
 };
 
 enum class TrainOutcome { Finished, Preempted };
@@ -56,8 +57,8 @@ class Trainer {
   explicit Trainer(TrainerInputs inputs);
   ~Trainer();
 
-  // Start from scratch: counter-based initial weights, or those of `weights` (model.init_from).
-  void start(const TensorSource* weights);
+  // Start from scratch: the weights of model.init_from, or counter-based initial ones.
+  void start();
   // Continue exactly where `checkpoint` was saved.
   void resume(const CheckpointReader& checkpoint);
 
@@ -71,6 +72,7 @@ class Trainer {
 
  private:
   void begin_stream(const DataLedger& ledger);
+  NamedValues objective_metrics(const StepTotals& totals);
   StepTotals forward_backward();
   StepMetrics train_step(bool& stop);
   void skip_update(const StepTotals& totals, int64_t step);

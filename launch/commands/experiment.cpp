@@ -13,6 +13,14 @@
 namespace hearth {
 namespace {
 
+// The first id that two tokenizers spell differently, padding at the end of the larger one aside.
+std::optional<int32_t> first_different_token(const Tokenizer& a, const Tokenizer& b) {
+  const auto shared = static_cast<int32_t>(std::min(a.vocab_size(), b.vocab_size()));
+  for (int32_t id = 0; id < shared; ++id)
+    if (a.id_to_token(id) != b.id_to_token(id)) return id;
+  return std::nullopt;
+}
+
 std::unique_ptr<ModelBundle> open_init_from(const LoadedConfig& loaded, CommandContext& context, Log& log) {
   return std::make_unique<ModelBundle>(
       open_model(context.fs, *context.job.control, log, *loaded.config.model.init_from));
@@ -83,6 +91,31 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
                "its ids would mean something else. Prepare the data with --tokenizer {}",
                bundle->origin, bundle->tokenizer->digest(), digest, *loaded.config.model.init_from);
   return bundle;
+}
+
+std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const ExperimentData& data,
+                                          CommandContext& context, Log& log) {
+  const auto& path = loaded.config.objective.teacher;
+  if (!path) return nullptr;
+  auto teacher = std::make_unique<ModelBundle>(open_model(context.fs, *context.job.control, log, *path));
+  const Dataset& dataset = *data.train.front().dataset;
+  HEARTH_CHECK(
+      teacher->tokenizer != nullptr, BadInput,
+      "objective.teacher {} carries no tokenizer, so nobody can tell whether its ids mean the same tokens as "
+      "those of {}; put its tokenizer.json beside its weights",
+      teacher->origin, dataset.directory());
+  if (teacher->tokenizer->digest() == dataset.tokenizer_digest()) return teacher;
+  const auto own = Tokenizer::load(context.fs, dataset.tokenizer_directory());
+  const auto different = first_different_token(*own, *teacher->tokenizer);
+  HEARTH_CHECK(
+      !different, BadInput,
+      "objective.teacher {} has another tokenizer than {}: id {} is '{}' there and '{}' in the data. A "
+      "teacher's probabilities say something about the student's tokens only where the ids mean the same: "
+      "choose a teacher and a student of one family, or prepare the data with the teacher's tokenizer and "
+      "train a student on that",
+      teacher->origin, dataset.directory(), *different, teacher->tokenizer->id_to_token(*different),
+      own->id_to_token(*different));
+  return teacher;
 }
 
 std::unique_ptr<ModelBundle> complete_config(LoadedConfig& loaded, const ExperimentData& data,

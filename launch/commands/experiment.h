@@ -41,6 +41,11 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
                                              std::unique_ptr<ModelBundle> bundle, CommandContext& context,
                                              Log& log);
 
+// The model of objective.teacher; null where there is none. Throws Error{BadInput} for a teacher with other
+// tokens than the data.
+std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const ExperimentData& data,
+                                          CommandContext& context, Log& log);
+
 // Takes --device auto, cpu or cuda. The first call of CUDA in the process: environment variables that the
 // layout needs are set before it. Sets the threads that compute too and returns the device. Afterwards and
 // before the first communicator, share_device() tells NCCL where several ranks have one.

@@ -21,7 +21,7 @@ namespace hearth {
 namespace {
 
 struct ParityOptions {
-  std::string config, device = "auto";
+  std::string config, device = "auto", save;
   std::vector<std::string> overrides, a, b;
   double tolerance = 0;
   bool json = false, all = false;
@@ -32,7 +32,7 @@ struct ParityOptions {
 struct Side {
   LoadedConfig loaded;
   ExperimentData data;
-  std::unique_ptr<ModelBundle> weights;
+  std::unique_ptr<ModelBundle> weights, teacher;
   Mesh mesh;
 };
 
@@ -40,12 +40,13 @@ Side open_side(const ParityOptions& options, const std::vector<std::string>& own
                Log& log) {
   std::vector<std::string> overrides = options.overrides;
   overrides.insert(overrides.end(), own.begin(), own.end());
-  Side side{load_experiment(context.fs, options.config, overrides), {}, nullptr, Mesh()};
+  Side side{load_experiment(context.fs, options.config, overrides), {}, nullptr, nullptr, Mesh()};
   side.data = open_data(context.fs, side.loaded.config.data, MissingData::Refuse);
   auto bundle = complete_config(side.loaded, side.data, context, log);
   side.mesh = require_layout(side.loaded, context.job.control->world_size());
   require_one_tokenizer(side.data);
   side.weights = initial_weights(side.loaded, side.data, std::move(bundle), context, log);
+  side.teacher = open_teacher(side.loaded, side.data, context, log);
   return side;
 }
 
@@ -113,9 +114,17 @@ void run_parity(const ParityOptions& options, CommandContext& context) {
   const auto samples = first_samples(a);
   const auto run = [&](Side& side) {
     return run_parity_side(context.job, side.loaded.config, side.mesh, device, samples,
-                           side.weights ? side.weights->tensors.get() : nullptr);
+                           {.init_from = side.weights.get(), .teacher = side.teacher.get()});
   };
   const ParitySide first_side = run(a), second_side = run(b);
+  if (!options.save.empty()) {
+    if (control.rank() == 0) context.fs.create_directories(options.save);
+    const auto save = [&](const char* name, const ParitySide& side, const Side& of) {
+      save_gradients(context.job, context.fs, options.save + "/" + name, side, of.loaded.config, device);
+    };
+    save("a.safetensors", first_side, a);
+    save("b.safetensors", second_side, b);
+  }
   const auto differences = compare_sides(context.job, first_side, second_side, a.loaded.config, device);
   const double tolerance = options.tolerance > 0 ? options.tolerance
                                                  : std::max(parity_tolerance(a.loaded.config.precision),
@@ -154,6 +163,10 @@ void add_parity_command(CLI::App& parent, CommandContext& context) {
                    "Relative difference allowed (default: 1e-5 in fp32, 0.03 in bf16)")
       ->check(CLI::PositiveNumber);
   command->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
+  command->add_option(
+      "--save", options->save,
+      "Folder for a.safetensors and b.safetensors: loss and mean gradients of the sides, to compare "
+      "with another program");
   command->add_flag("--all", options->all, "Print every difference");
   command->add_flag("--json", options->json, "One JSON object on standard output");
   command->callback([options, &context] { run_parity(*options, context); });

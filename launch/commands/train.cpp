@@ -52,6 +52,8 @@ void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Experimen
              c.model.kv_heads(), c.model.head_width(), c.model.intermediate_size, c.model.vocab_size,
              c.model.tie_word_embeddings ? ", tied" : "");
   fmt::print("parameters    {}\n", parameter_count(c.model));
+  if (const LoraShape lora = c.objective.lora(); lora.rank > 0)
+    fmt::print("trained       {} in adapters of rank {}\n", lora_parameter_count(c.model, lora), lora.rank);
   fmt::print("layout        {}, zero_stage {}\n", mesh.describe(), c.parallel.zero_stage);
   fmt::print("batch         {} samples of {} tokens = {} ranks x {} micro-batches x {}\n",
              c.training.global_batch_size, c.data.seq_length, dp,
@@ -203,8 +205,11 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
 
   const auto checkpoint = checkpoint_to_resume(options, loaded.config.checkpoint, context, log);
   if (checkpoint) check_resume(*checkpoint, options, loaded, data, mesh.describe(), log);
+  const ObjectiveConfig& objective = loaded.config.objective;
+  const bool needs_base = objective.lora_rank > 0 || objective.kind == "dpo";  // at a resume, too
   const auto weights =
-      checkpoint ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
+      checkpoint && !needs_base ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
+  const auto teacher = open_teacher(loaded, data, context, log);
   if (control.rank() == 0) {
     if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
     // Going on from a named checkpoint: newer ones belong to another history and would be found first next
@@ -252,11 +257,12 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
                    .data_text = data_text,
                    .stop_requested = [] { return stop_signal().has_value(); },
                    .faults = faults,
-                   .tracer = tracer ? &*tracer : nullptr});
+                   .tracer = tracer ? &*tracer : nullptr,
+                   .others = {.init_from = weights.get(), .teacher = teacher.get()}});
   if (checkpoint) {
     trainer.resume(*checkpoint);
   } else {
-    trainer.start(weights ? weights->tensors.get() : nullptr);
+    trainer.start();
   }
   if (trainer.run() == TrainOutcome::Preempted) context.exit_code = exit_code(ErrorKind::Preempted);
   log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step,

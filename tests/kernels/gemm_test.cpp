@@ -56,6 +56,39 @@ BOOST_DATA_TEST_CASE(forward_and_gradients_are_as_accurate_as_plain_arithmetic,
   });
 }
 
+BOOST_DATA_TEST_CASE(parts_of_wider_matrices_multiply_and_add,
+                     bdata::make({1, 5, 129}) * bdata::make({4, 16, 40}) * bdata::make({8, 65}), rows, inner,
+                     outputs) {
+  for_each_dtype([&]<class T>(at::ScalarType dtype) {
+    // Every operand is a part of a matrix with 8 more columns on either side.
+    const auto part = [&](int64_t m, int64_t n, uint64_t seed) {
+      return random_tensor({m, n + 16}, dtype, seed).narrow(1, 8, n);
+    };
+    for (const bool a_t : {false, true})
+      for (const bool b_t : {false, true})
+        for (const at::ScalarType d_dtype : {dtype, at::kFloat}) {
+          const at::Tensor a = a_t ? part(inner, rows, 131) : part(rows, inner, 131),
+                           b = b_t ? part(outputs, inner, 132) : part(inner, outputs, 132);
+          const at::Tensor wide = random_tensor({rows, outputs + 16}, at::kFloat, 133).to(d_dtype);
+          const at::Tensor a64 = (a_t ? a.t() : a).cpu().to(at::kDouble),
+                           b64 = (b_t ? b.t() : b).cpu().to(at::kDouble);
+          const at::Tensor want = wide.narrow(1, 8, outputs).cpu().to(at::kDouble).add(a64.mm(b64));
+          for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+            const at::Tensor got = wide.clone();
+            matmul_accumulate_op(a, a_t ? MatmulTranspose::Yes : MatmulTranspose::No, b,
+                                 b_t ? MatmulTranspose::Yes : MatmulTranspose::No, got.narrow(1, 8, outputs),
+                                 path);
+            // Sums in fp32, then one rounding to the result's type (two on the plain bf16 path).
+            const double ulp = d_dtype == at::kFloat ? 0x1p-24 * (inner + 2) : 0x1p-7;
+            const Diff diff = compare(got.narrow(1, 8, outputs), want, ulp * want.abs().max().item<double>());
+            BOOST_TEST(diff.ok(), diff);
+            BOOST_TEST(bit_equal(got.narrow(1, 0, 8), wide.narrow(1, 0, 8)));
+            BOOST_TEST(bit_equal(got.narrow(1, outputs + 8, 8), wide.narrow(1, outputs + 8, 8)));
+          }
+        }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(repeats_give_the_same_bits) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const at::Tensor x = random_tensor({777, 264}, dtype, 125), dy = random_tensor({777, 136}, dtype, 126);

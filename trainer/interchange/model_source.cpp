@@ -8,6 +8,7 @@
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/find_checkpoint.h"
 #include "trainer/interchange/gguf_model.h"
+#include "trainer/interchange/lora_model.h"
 #include "trainer/interchange/parameter_source.h"
 #include "trainer/model/model_config_json.h"
 
@@ -70,6 +71,64 @@ void attach_tokenizer(ModelBundle& model) {
   add_missing(model.ids, own);
 }
 
+ModelBundle open_any(FileSystem& fs, ControlPlane& control, Log& log, const std::string& path,
+                     AcceptGguf gguf);
+
+// Turns a base into the model that its adapters make of it; what belongs to the adapters' own files is kept.
+ModelBundle with_adapters(ModelBundle base, std::shared_ptr<const TensorSource> adapters,
+                          const LoraShape& lora, const std::string& base_model, const std::string& origin) {
+  base.base = std::move(base.tensors);
+  base.tensors = merged_source(base.base, adapters, lora);
+  base.adapters = std::move(adapters);
+  base.lora = lora;
+  base.base_model = base_model;
+  base.origin = origin + " on " + base.origin;
+  return base;
+}
+
+// A checkpoint of adapters: state.json says what they are and where the base lies.
+ModelBundle from_adapter_checkpoint(FileSystem& fs, ControlPlane& control, Log& log,
+                                    std::unique_ptr<CheckpointReader> reader, const nlohmann::json& section,
+                                    const std::string& origin) {
+  const LoraShape lora{.rank = section.value("rank", int64_t{0}),
+                       .alpha = section.value("alpha", 0.0),
+                       .rslora = section.value("rslora", false),
+                       .target_modules = section.value("target_modules", std::vector<std::string>{})};
+  const std::string base_model = section.value("base_model", "");
+  HEARTH_CHECK(lora.rank > 0 && lora.alpha > 0 && !base_model.empty(), BadInput,
+               "{}: section lora is not complete", origin);
+  HEARTH_CHECK(
+      fs.exists(base_model), BadInput,
+      "{} holds adapters on {}, which is not there; bring it back, or run from the folder in which the "
+      "training ran",
+      reader->directory(), base_model);
+  NamedTexts companions;
+  for (const std::string& name : reader->tokenizer_files())
+    companions.emplace_back(name, reader->read_file("tokenizer/" + name));
+  const int64_t step = reader->step();
+  const std::string directory = reader->directory();
+  ModelBundle model = with_adapters(open_any(fs, control, log, base_model, AcceptGguf::No),
+                                    std::shared_ptr<const TensorSource>(std::move(reader)), lora, base_model,
+                                    directory + " (adapter checkpoint)");
+  model.kind = ModelKind::Checkpoint;
+  model.step = step;
+  model.companion_files = std::move(companions);
+  return model;
+}
+
+ModelBundle from_peft(FileSystem& fs, ControlPlane& control, Log& log, const std::string& path) {
+  const std::string base_model = peft_base_model(fs, path);
+  HEARTH_CHECK(
+      fs.exists(base_model), BadInput,
+      "{}/adapter_config.json: base_model_name_or_path '{}' is no local folder; nothing is fetched here",
+      path, base_model);
+  ModelBundle base = open_any(fs, control, log, base_model, AcceptGguf::No);
+  PeftAdapter adapter = open_peft(fs, path, base.config);
+  const LoraShape lora = adapter.lora;
+  return with_adapters(std::move(base), std::move(adapter.tensors), lora, base_model,
+                       path + " (PEFT adapters)");
+}
+
 ModelBundle from_checkpoint(FileSystem& fs, ControlPlane& control, Log& log, const std::string& path) {
   std::unique_ptr<CheckpointReader> reader = find_checkpoint(fs, control, log, path);
   HEARTH_CHECK(reader, Usage, "{}: the run folder has no checkpoint yet", path);
@@ -81,6 +140,8 @@ ModelBundle from_checkpoint(FileSystem& fs, ControlPlane& control, Log& log, con
   const nlohmann::json state = parse_json_strict(reader->state_json(), state_origin);
   HEARTH_CHECK(state.is_object() && state.contains("model"), BadInput, "{}: has no section model",
                state_origin);
+  if (state.contains("lora"))
+    return from_adapter_checkpoint(fs, control, log, std::move(reader), state["lora"], state_origin);
   model.config = model_config_from_json(state["model"], state_origin + ": model");
   for (const std::string& name : reader->tokenizer_files())
     model.companion_files.emplace_back(name, reader->read_file("tokenizer/" + name));
@@ -120,6 +181,7 @@ ModelBundle open_any(FileSystem& fs, ControlPlane& control, Log& log, const std:
   HEARTH_CHECK(fs.exists(path), Usage, "{}: there is no such file or folder", path);
   if (is_checkpoint(fs, path) || is_run_folder(fs, path)) return from_checkpoint(fs, control, log, path);
   if (is_hf_directory(fs, path)) return from_hf_directory(fs, path);
+  if (is_peft_directory(fs, path)) return from_peft(fs, control, log, path);
   const bool is_file = is_gguf(fs, path);
   HEARTH_CHECK(!is_file || gguf == AcceptGguf::Yes, Usage,
                "{}: is a GGUF file; turn it into a checkpoint first: hearth import {} --output CKPT", path,

@@ -1,5 +1,6 @@
 // The MODEL argument of every verb: a Hearth checkpoint, a run folder (its newest verified checkpoint), an HF
-// directory, or, where the verb allows it, a GGUF file.
+// directory, a PEFT directory of LoRA adapters, or, where the verb allows it, a GGUF file. Adapters, of a
+// checkpoint or of PEFT, are read merged into the base model that they name.
 #pragma once
 
 #include <memory>
@@ -14,6 +15,7 @@
 #include "trainer/checkpoint/tensor_source.h"
 #include "trainer/interchange/hf_config.h"
 #include "trainer/interchange/hf_directory.h"
+#include "trainer/model/lora_adapters.h"
 #include "trainer/model/model_config.h"
 
 namespace hearth {
@@ -33,6 +35,11 @@ struct ModelBundle {
   DType stored_dtype = DType::F32;
   std::string origin;  // what was opened, for messages: path and kind
   int64_t step = 0;    // of a checkpoint
+  // Of adapters (rank > 0): what they are, where the base was found, and the two that `tensors` are merged
+  // from.
+  LoraShape lora;
+  std::string base_model;
+  std::shared_ptr<const TensorSource> base, adapters;
 };
 
 enum class AcceptGguf { No, Yes };

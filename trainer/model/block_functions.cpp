@@ -35,12 +35,64 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
   return reinterpret_cast<const T*>(ctx->saved_data[key].toInt());
 }
 
+using kernels::matmul_accumulate_op;
+using kernels::MatmulTranspose;
+
+// scale x A^T, [N, R].
+Tensor lora_hidden(const Tensor& x, const LoraWeights& w) {
+  return kernels::linear_forward_op(x, w.a).mul_(w.scale);
+}
+// A part's columns of [N, R], and of [N, out].
+Tensor hidden_of(const Tensor& h, size_t part, const LoraWeights& w) {
+  return h.narrow(1, static_cast<int64_t>(part) * w.rank, w.rank);
+}
+Tensor outputs_of(const Tensor& y, const LoraWeights::Part& part) {
+  return y.narrow(1, part.first_row, part.b.size(0));
+}
+
 Tensor linear(const Tensor& x, const LinearWeights& w) {
-  return kernels::linear_forward_op(x, w.weight, w.bias);
+  Tensor y = kernels::linear_forward_op(x, w.weight, w.bias);
+  if (!w.lora) return y;
+  const Tensor h = lora_hidden(x, *w.lora);
+  for (size_t p = 0; p < w.lora->parts.size(); ++p)
+    matmul_accumulate_op(hidden_of(h, p, *w.lora), MatmulTranspose::No, w.lora->parts[p].b,
+                         MatmulTranspose::Yes, outputs_of(y, w.lora->parts[p]));
+  return y;
+}
+
+// Gradient of lora_hidden() before the scale: scale dy_p B_p, [N, R].
+Tensor lora_hidden_gradient(const Tensor& dy, const LoraWeights& w) {
+  Tensor dh = at::zeros({dy.size(0), w.a.size(0)}, dy.options());
+  for (size_t p = 0; p < w.parts.size(); ++p)
+    matmul_accumulate_op(outputs_of(dy, w.parts[p]), MatmulTranspose::No, w.parts[p].b, MatmulTranspose::No,
+                         hidden_of(dh, p, w));
+  return dh.mul_(w.scale);
+}
+
+Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w) {
+  Tensor dx = kernels::linear_backward_input_op(dy, w.weight);
+  if (w.lora)
+    matmul_accumulate_op(lora_hidden_gradient(dy, *w.lora), MatmulTranspose::No, w.lora->a,
+                         MatmulTranspose::No, dx);
+  return dx;
+}
+
+void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeights& w,
+                              const ModelContext& context) {
+  const Tensor h = lora_hidden(x, w), dh = lora_hidden_gradient(dy, w);
+  Tensor a_grad = w.a_grad;
+  context.events->before_gradient(w.parameters);
+  kernels::linear_backward_weight_op(dh, x, a_grad);
+  for (size_t p = 0; p < w.parts.size(); ++p)
+    matmul_accumulate_op(outputs_of(dy, w.parts[p]), MatmulTranspose::Yes, hidden_of(h, p, w),
+                         MatmulTranspose::No, w.parts[p].b_grad);
+  context.events->gradient_ready(w.parameters);
 }
 
 void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w,
                                 const ModelContext& context) {
+  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, context);
+  if (!w.main_grad.defined()) return;
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
   context.events->before_gradient(w.parameters);
   kernels::linear_backward_weight_op(dy, x, main_grad, bias_grad.defined() ? &bias_grad : nullptr);
@@ -60,6 +112,8 @@ void now_or_later(const ModelContext& context, Gradient&& gradient) {
 Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const NormWeights& w,
                      const ModelContext& context, const Tensor& residual_grad = {}) {
   Tensor main_grad = w.main_grad;
+  if (!main_grad.defined())
+    return kernels::rms_norm_backward_op(dy, x, w.weight, rstd, main_grad, residual_grad);
   context.events->before_gradient(w.parameters);
   Tensor dx = kernels::rms_norm_backward_op(dy, x, w.weight, rstd, main_grad, residual_grad);
   context.events->gradient_ready(w.parameters);
@@ -71,14 +125,16 @@ Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, cons
 // gradient is computed; that one crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
                               const ModelContext& context) {
+  if (!w.main_grad.defined() && !w.lora)
+    return context.rows.sum(linear_input_gradient(dy, w), "tp.column.dx").wait();
   if (context.deferred != nullptr) {
     context.deferred->push(
         [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
         [dy, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, context); });
-    return context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx").wait();
+    return context.rows.sum(linear_input_gradient(dy, w), "tp.column.dx").wait();
   }
   PendingRows x = context.rows.gather(normed, "tp.column.x");
-  PendingRows dx = context.rows.sum(kernels::linear_backward_input_op(dy, w.weight), "tp.column.dx");
+  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w), "tp.column.dx");
   accumulate_weight_gradient(dy, x.wait(), w, context);
   return dx.wait();
 }
@@ -154,8 +210,9 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
                         const BlockWeights* w) {
     ctx->save_for_backward({context_NE});
     keep_pointer(ctx, "w", w);
-    const Tensor partial = kernels::linear_forward_op(context_NE, w->attention_output.weight);
-    Tensor out = w->context->rows.sum(partial, "tp.attention_output.y").wait();
+    LinearWeights matrix = w->attention_output;
+    matrix.bias.reset();  // once, behind the sum
+    Tensor out = w->context->rows.sum(linear(context_NE, matrix), "tp.attention_output.y").wait();
     if (w->attention_output.bias.defined()) out.add_(w->attention_output.bias);
     return out.add_(residual_nD);
   }
@@ -167,12 +224,12 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
     now_or_later(context, [dy, dy_all, input, w, &context] {
       LinearWeights matrix = w->attention_output;
-      context.events->before_gradient(matrix.parameters);
+      if (matrix.bias_grad.defined()) context.events->before_gradient(matrix.parameters);
       if (matrix.bias_grad.defined()) matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
       matrix.bias_grad.reset();
       accumulate_weight_gradient(dy_all, input, matrix, context);
     });
-    return {kernels::linear_backward_input_op(dy_all, w->attention_output.weight), dy, Tensor()};
+    return {linear_input_gradient(dy_all, w->attention_output), dy, Tensor()};
   }
 };
 
@@ -203,8 +260,7 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
       const Tensor activated = kept.defined() ? kept : kernels::swiglu_forward_op(gate_up);
       accumulate_weight_gradient(dy_all, activated, w->down, context);
     });
-    const Tensor d_gate_up =
-        kernels::swiglu_backward_op(kernels::linear_backward_input_op(dy_all, w->down.weight), gate_up);
+    const Tensor d_gate_up = kernels::swiglu_backward_op(linear_input_gradient(dy_all, w->down), gate_up);
     const Tensor normed =
         saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
     const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, context);
@@ -246,8 +302,9 @@ struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
     const auto saved = ctx->get_saved_variables();
     const auto* w = kept_pointer<VocabWeights>(ctx, "w");
     const ModelContext& context = *w->context;
-    const Tensor dy = context.rows.gather(grads[0].contiguous(), "tp.embedding.dy").wait();
     Tensor main_grad = w->linear.main_grad;
+    if (!main_grad.defined()) return {Tensor(), Tensor(), Tensor()};
+    const Tensor dy = context.rows.gather(grads[0].contiguous(), "tp.embedding.dy").wait();
     context.events->before_gradient(w->linear.parameters);
     if (context.rows.size() == 1) {
       kernels::embedding_backward_op(dy, saved[0], main_grad);
@@ -259,20 +316,9 @@ struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
   }
 };
 
-// Loss of a chunk of rows; the logits become their gradient in place.
-Tensor chunk_loss(Tensor& logits, const Tensor& targets, const VocabWeights& head, double scale) {
-  if (head.context->rows.size() == 1)
-    return kernels::cross_entropy_forward_backward_op(logits, targets, scale, head.count);
-  const Tensor statistics = kernels::vocab_parallel_statistics_op(logits, targets, head.first_id, head.count);
-  const auto loss = kernels::vocab_parallel_loss_op(head.context->rows.gather_all(statistics, "tp.loss"),
-                                                    targets, head.vocab_size);
-  kernels::vocab_parallel_gradient_op(logits, targets, loss.log_sum_exp_N, head.first_id, head.count, scale);
-  return loss.loss_N;
-}
-
-struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x_nD, const Tensor& targets_N,
-                               const VocabWeights* head, double scale) {
+struct LinearHeadLossFn : torch::autograd::Function<LinearHeadLossFn> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x_nD, const VocabWeights* head,
+                               int64_t num_sums, const ChunkLoss* loss) {
     const ModelContext& context = *head->context;
     const LinearWeights& w = head->linear;
     context.before_loss(head->unit);
@@ -280,14 +326,15 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
     const int64_t rows = x_ND.size(0);
     const int64_t chunk = rows_per_logits_chunk(rows, w.weight.size(0), x_ND.element_size());
     Tensor dx = at::empty_like(x_ND), main_grad = w.main_grad;
-    Tensor loss_sum = at::zeros({}, x_ND.options().dtype(at::kFloat));
+    Tensor sums = at::zeros({num_sums}, x_ND.options().dtype(at::kFloat));
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
-      const Tensor x = x_ND.narrow(0, begin, count), targets = targets_N.narrow(0, begin, count);
+      const Tensor x = x_ND.narrow(0, begin, count);
       Tensor logits = linear(x, w);
-      loss_sum.add_(chunk_loss(logits, targets, *head, scale).sum());
+      sums.add_((*loss)(logits, begin));
       const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
       dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
+      if (!main_grad.defined()) continue;
       // Asked for anew behind every wait for other ranks, in which the bucket may have gone out. Reported
       // once, in backward.
       context.events->before_gradient(w.parameters);
@@ -296,12 +343,12 @@ struct LinearCrossEntropyFn : torch::autograd::Function<LinearCrossEntropyFn> {
     context.after_forward(head->unit);
     ctx->save_for_backward({context.rows.sum(dx, "tp.head.dx").wait()});
     keep_pointer(ctx, "head", head);
-    ctx->mark_non_differentiable({loss_sum});
-    return {loss_sum.mul(scale), loss_sum};
+    ctx->mark_non_differentiable({sums});
+    return {sums[0].clone(), sums};
   }
   static variable_list backward(AutogradContext* ctx, variable_list) {
     const auto* head = kept_pointer<VocabWeights>(ctx, "head");
-    head->context->events->gradient_ready(head->linear.parameters);
+    if (head->linear.main_grad.defined()) head->context->events->gradient_ready(head->linear.parameters);
     return {ctx->get_saved_variables()[0], Tensor(), Tensor(), Tensor()};
   }
 };
@@ -329,10 +376,28 @@ Tensor rms_norm(const Tensor& x_nD, const NormWeights& weights, const ModelConte
 Tensor embedding(const Tensor& ids_N, const VocabWeights& table, const Tensor& anchor) {
   return EmbeddingFn::apply(ids_N, &table, anchor);
 }
+LossResult linear_head_loss(const Tensor& x_nD, const VocabWeights& head, int64_t num_sums,
+                            const ChunkLoss& loss) {
+  auto out = LinearHeadLossFn::apply(x_nD, &head, num_sums, &loss);
+  return {out[0], out[1]};
+}
+
+Tensor chunk_cross_entropy(Tensor& logits, const Tensor& targets, const VocabWeights& head, double scale) {
+  if (head.context->rows.size() == 1)
+    return kernels::cross_entropy_forward_backward_op(logits, targets, scale, head.count);
+  const Tensor statistics = kernels::vocab_parallel_statistics_op(logits, targets, head.first_id, head.count);
+  const auto loss = kernels::vocab_parallel_loss_op(head.context->rows.gather_all(statistics, "tp.loss"),
+                                                    targets, head.vocab_size);
+  kernels::vocab_parallel_gradient_op(logits, targets, loss.log_sum_exp_N, head.first_id, head.count, scale);
+  return loss.loss_N;
+}
+
 LossResult linear_cross_entropy(const Tensor& x_nD, const Tensor& targets_N, const VocabWeights& head,
                                 double scale) {
-  auto out = LinearCrossEntropyFn::apply(x_nD, targets_N, &head, scale);
-  return {out[0], out[1]};
+  return linear_head_loss(x_nD, head, 1, [&](Tensor& logits, int64_t first) {
+    const Tensor targets = targets_N.narrow(0, first, logits.size(0));
+    return chunk_cross_entropy(logits, targets, head, scale).sum().mul(scale).view({1});
+  });
 }
 
 }  // namespace hearth

@@ -9,6 +9,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,18 +19,33 @@
 
 namespace hearth {
 
+// Low-rank adapters of a matrix (Hu et al. 2022): y += scale x A_p^T B_p^T in the rows of each part p. R =
+// parts x rank: the A of all parts are one matrix.
+struct LoraWeights {
+  struct Part {
+    int64_t first_row = 0;  // of the fused matrix
+    at::Tensor b, b_grad;   // [rows, rank], fp32
+  };
+  at::Tensor a, a_grad;  // [R, in], fp32
+  std::vector<Part> parts;
+  int64_t rank = 0;
+  double scale = 1.0;
+  std::vector<int64_t> parameters;
+};
+
 // One matrix as the GEMM sees it (q, k, v together; gate, up together) and the parameters that it is made of.
 struct LinearWeights {
   at::Tensor weight;     // [out, in]
   at::Tensor bias;       // [out] or undefined
-  at::Tensor main_grad;  // fp32 [out, in]; undefined in inference
+  at::Tensor main_grad;  // fp32 [out, in]; undefined in inference and where the matrix is frozen
   at::Tensor bias_grad;  // fp32 [out] or undefined
   std::vector<int64_t> parameters;
+  std::optional<LoraWeights> lora;
 };
 
 struct NormWeights {
   at::Tensor weight;     // [D] or [W]
-  at::Tensor main_grad;  // fp32
+  at::Tensor main_grad;  // fp32; undefined in inference and where the weight is frozen
   double eps = 1e-5;
   std::vector<int64_t> parameters;
 };
@@ -78,16 +95,27 @@ at::Tensor rms_norm(const at::Tensor& x_nD, const NormWeights& weights, const Mo
 // the graph.
 at::Tensor embedding(const at::Tensor& ids_N, const VocabWeights& table, const at::Tensor& anchor);
 
-// Sum over rows of -log p(target) x scale, computed head and loss together in chunks of rows, so that the
-// logits of the whole batch never exist (idea: Liger kernels' fused linear cross entropy). Targets of -100 do
-// not count. Over a tensor-parallel group each rank has the logits of its part of the vocabulary and only
-// three numbers a row travel (vocabulary-parallel cross entropy: Shoeybi et al. 2019); every rank returns the
-// same loss. Training only: head.main_grad is written. Backward expects a gradient of exactly 1 for the
-// returned scalar: gradients are formed in forward.
+// Head and loss together in chunks of rows, so that the logits of the whole batch never exist (idea: Liger
+// kernels' fused linear cross entropy). For each chunk `loss` gets the logits of this rank's part of the
+// vocabulary [rows, padded columns] and the number of the chunk's first row; it turns them into the gradient
+// of the chunk's loss in place, and returns fp32 [num_sums], the chunk's addends of what is reported, the
+// loss first. All ranks of a tensor-parallel group return the same. Training only: head.main_grad is written,
+// where it is defined. Backward expects a gradient of exactly 1 for the returned scalar: gradients are formed
+// in forward.
 struct LossResult {
-  at::Tensor loss;      // fp32 scalar, differentiable: sum of losses x scale
-  at::Tensor loss_sum;  // fp32 scalar, detached: sum of losses, unscaled
+  at::Tensor loss;  // fp32 scalar, differentiable
+  at::Tensor sums;  // fp32 [num_sums], detached
 };
+using ChunkLoss = std::function<at::Tensor(at::Tensor& logits_nV, int64_t first_row)>;
+LossResult linear_head_loss(const at::Tensor& x_nD, const VocabWeights& head, int64_t num_sums,
+                            const ChunkLoss& loss);
+
+// Of a chunk: -log p(target) per row, fp32; the logits become scale x its gradient. Targets of -100 do not
+// count. Over a tensor-parallel group only three numbers a row travel (vocabulary-parallel cross entropy:
+// Shoeybi et al. 2019).
+at::Tensor chunk_cross_entropy(at::Tensor& logits_nV, const at::Tensor& targets_n, const VocabWeights& head,
+                               double scale);
+// linear_head_loss with the sum over rows of -log p(target) x scale as the loss; sums: {the loss}.
 LossResult linear_cross_entropy(const at::Tensor& x_nD, const at::Tensor& targets_N, const VocabWeights& head,
                                 double scale);
 

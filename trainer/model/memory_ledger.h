@@ -34,6 +34,7 @@ class MemoryLedger {
   explicit MemoryLedger(at::Device device);
   void allocating(MemoryPart part, int64_t bytes) { change(part, bytes); }  // call before the allocation
   void released(MemoryPart part, int64_t bytes) { change(part, -bytes); }   // call after the memory is gone
+  int64_t held(MemoryPart part) const { return current_[static_cast<size_t>(part)]; }
   // Forgets all peaks: they start at what is held now.
   void begin();
   // Each since begin(); they need not have come at one time.

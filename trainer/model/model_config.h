@@ -89,14 +89,14 @@ struct ModelConfig {
 void apply_family_defaults(ModelConfig& config);
 
 // What a parameter starts as.
-enum class InitKind { Normal, Ones, Zeros };
+enum class InitKind { Normal, Ones, Zeros, Uniform };
 
 // One named parameter of the whole (unsharded) model, HF names ("model.layers.0.self_attn.q_proj.weight").
 struct ParameterSpec {
   std::string name;
   std::vector<int64_t> shape;
   InitKind init = InitKind::Normal;
-  double init_std = 0.0;  // for Normal
+  double init_std = 0.0;  // for Normal; Uniform: values lie in [-init_std, init_std]
   bool operator==(const ParameterSpec&) const = default;
   int64_t numel() const {
     int64_t n = 1;

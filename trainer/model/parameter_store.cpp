@@ -17,12 +17,14 @@ namespace {
 // Parameters that one GEMM reads together must be stored without gaps: true when `next` continues the group
 // of `name`.
 bool same_group(const std::string& name, const std::string& next) {
+  // q and v meet where adapters are on them alone.
   constexpr std::pair<std::string_view, std::string_view> kNeighbours[] = {
-      {"q_proj.", "k_proj."}, {"k_proj.", "v_proj."}, {"gate_proj.", "up_proj."}};
+      {"q_proj.", "k_proj."}, {"k_proj.", "v_proj."}, {"q_proj.", "v_proj."}, {"gate_proj.", "up_proj."}};
   for (const auto& [first, second] : kNeighbours) {
     const auto at = name.find(first);
-    if (at == std::string::npos) continue;
-    return next == name.substr(0, at) + std::string(second) + name.substr(at + first.size());
+    if (at != std::string::npos &&
+        next == name.substr(0, at) + std::string(second) + name.substr(at + first.size()))
+      return true;
   }
   return false;
 }
@@ -237,16 +239,18 @@ void ParameterStore::initial_values(int64_t parameter_index, uint64_t seed, int6
                                     float* out) const {
   const ParameterShard& shard = parameters_[static_cast<size_t>(parameter_index)].shard;
   const ParameterSpec& spec = shard.spec;
-  if (spec.init != InitKind::Normal) {
+  if (spec.init == InitKind::Ones || spec.init == InitKind::Zeros) {
     std::fill(out, out + (end - begin), spec.init == InitKind::Ones ? 1.0f : 0.0f);
     return;
   }
   const CounterRng rng(seed, spec.name);
+  const auto value = [&](uint64_t element) {
+    return spec.init == InitKind::Uniform ? 2 * rng.uniform(element) - 1 : rng.normal(element);
+  };
   at::parallel_for(begin, end, 4096, [&](int64_t from, int64_t to) {
     for_each_run(spec.shape, shard.box, from, to, [&](int64_t global, int64_t at, int64_t count) {
       for (int64_t i = 0; i < count; ++i)
-        out[at + i - begin] =
-            static_cast<float>(rng.normal(static_cast<uint64_t>(global + i)) * spec.init_std);
+        out[at + i - begin] = static_cast<float>(value(static_cast<uint64_t>(global + i)) * spec.init_std);
     });
   });
 }

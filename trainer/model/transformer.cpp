@@ -19,8 +19,13 @@ Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, 
     : Transformer(config, parameters, recompute, ModelPartition::whole(config).chunks[0], ModelContext{}) {}
 
 Transformer::Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute,
-                         const ModelChunk& chunk, const ModelContext& context)
-    : config_(config), parameters_(parameters), chunk_(chunk), context_(context), recompute_(recompute) {
+                         const ModelChunk& chunk, const ModelContext& context, const Adapters* adapters)
+    : config_(config),
+      parameters_(parameters),
+      adapters_(adapters),
+      chunk_(chunk),
+      context_(context),
+      recompute_(recompute) {
   if (context_.events == nullptr) context_.events = &no_events_;
   if (chunk.embedding) embedding_ = vocab_weights("model.embed_tokens.weight");
   if (chunk.head) {
@@ -72,6 +77,7 @@ LinearWeights Transformer::linear_weights(const std::string& first, const std::s
   LinearWeights w;
   w.weight = parameters_.fused_weight(first + ".weight", last + ".weight");
   w.main_grad = parameters_.fused_main_grad(first + ".weight", last + ".weight");
+  w.lora = lora_weights(first + ".weight", last + ".weight");
   for (int64_t i = parameters_.index(first + ".weight"); i <= parameters_.index(last + ".weight"); ++i)
     w.parameters.push_back(i);
   if (has_bias) {
@@ -83,13 +89,40 @@ LinearWeights Transformer::linear_weights(const std::string& first, const std::s
   return w;
 }
 
+// The adapters on the matrices `first`..`last` of the store, which one GEMM computes.
+std::optional<LoraWeights> Transformer::lora_weights(const std::string& first,
+                                                     const std::string& last) const {
+  if (adapters_ == nullptr) return std::nullopt;
+  LoraWeights w{.rank = adapters_->shape.rank, .scale = adapters_->shape.scale()};
+  const ParameterStore& store = adapters_->store;
+  std::vector<std::string> names;  // that have adapters
+  int64_t row = 0;
+  for (int64_t i = parameters_.index(first); i <= parameters_.index(last); ++i) {
+    const Parameter& matrix = parameters_.parameters()[static_cast<size_t>(i)];
+    const std::string& name = matrix.spec.name;
+    if (store.contains(lora_a_name(name))) {
+      const Parameter& b = store.at(lora_b_name(name));
+      names.push_back(name);
+      w.parts.push_back({.first_row = row, .b = b.weight, .b_grad = b.main_grad});
+      w.parameters.push_back(store.index(lora_a_name(name)));
+      w.parameters.push_back(store.index(lora_b_name(name)));
+    }
+    row += matrix.shard.storage_rows;
+  }
+  if (names.empty()) return std::nullopt;
+  w.a = store.fused_weight(lora_a_name(names.front()), lora_a_name(names.back()));
+  w.a_grad = store.fused_main_grad(lora_a_name(names.front()), lora_a_name(names.back()));
+  return w;
+}
+
 NormWeights Transformer::norm_weights(const std::string& name) {
   const Parameter& p = parameters_.at(name);
   return {p.weight, p.main_grad, config_.rms_norm_eps, {parameters_.index(name)}};
 }
 
 int64_t Transformer::uses_per_micro(int64_t parameter_index) const {
-  const ParameterShard& shard = parameters_.parameters()[static_cast<size_t>(parameter_index)].shard;
+  const ParameterStore& trained = adapters_ != nullptr ? adapters_->store : parameters_;
+  const ParameterShard& shard = trained.parameters()[static_cast<size_t>(parameter_index)].shard;
   const int64_t layer = shard.unit - 1;
   if (shard.unit == 0)
     return (chunk_.embedding ? 1 : 0) + (chunk_.head && config_.tie_word_embeddings ? 1 : 0);
@@ -198,7 +231,7 @@ at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const Mo
 }
 
 // Logits of this rank's part of the vocabulary, padding included.
-at::Tensor Transformer::head_rows(const at::Tensor& hidden_ND) {
+at::Tensor Transformer::head_rows(const at::Tensor& hidden_ND) const {
   return kernels::linear_forward_op(hidden_ND, head_.linear.weight, {});
 }
 
@@ -234,10 +267,6 @@ at::Tensor Transformer::logprobs(const at::Tensor& hidden_nD, const at::Tensor& 
   }
   context_.after_forward(head_.unit);
   return out;
-}
-
-LossResult Transformer::head_loss(const at::Tensor& hidden_nD, const at::Tensor& targets_N, double scale) {
-  return linear_cross_entropy(hidden_nD, targets_N, head_, scale);
 }
 
 }  // namespace hearth

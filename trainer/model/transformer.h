@@ -11,6 +11,7 @@
 
 #include "trainer/model/attention.h"
 #include "trainer/model/block_functions.h"
+#include "trainer/model/lora_adapters.h"
 #include "trainer/model/parameter_store.h"
 
 namespace hearth {
@@ -24,18 +25,27 @@ struct ModelInput {
   int64_t rows() const { return ids_N.size(0); }
 };
 
+// Low-rank adapters as a Transformer takes them: trained in place of the model's own parameters, which are
+// frozen then. Borrowed.
+struct Adapters {
+  ParameterStore& store;  // made of lora_shards()
+  LoraShape shape;
+};
+
 class Transformer {
  public:
   // The whole model on one rank. Borrows `parameters`, which must outlive the model.
   Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute);
-  // `chunk` of the model on a rank of a tensor-parallel group. Borrows what `context` names too.
+  // `chunk` of the model on a rank of a tensor-parallel group. Borrows what `context` names too. `adapters`:
+  // null where there are none.
   Transformer(const ModelConfig& config, ParameterStore& parameters, RecomputeChoice recompute,
-              const ModelChunk& chunk, const ModelContext& context);
+              const ModelChunk& chunk, const ModelContext& context, const Adapters* adapters = nullptr);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // How often a parameter's gradient is reported in one micro-batch by this chunk (2 for a tied embedding
-  // with both its uses here, 0 for a parameter of another chunk).
+  // How often the gradient of a trained parameter (of the adapters, where there are any) is reported in one
+  // micro-batch by this chunk (2 for a tied embedding with both its uses here, 0 for a parameter of another
+  // chunk).
   int64_t uses_per_micro(int64_t parameter_index) const;
   // Weight gradients go to `queue` from now on; null: they are computed at once.
   void defer_weight_gradients(WeightGradQueue* queue) { context_.deferred = queue; }
@@ -71,9 +81,11 @@ class Transformer {
   at::Tensor logprobs(const at::Tensor& hidden_nD, const at::Tensor& targets_N);
   // Loss of a micro-batch: see linear_cross_entropy.
   LossResult loss(const ModelInput& input, const at::Tensor& targets_N, double scale) {
-    return head_loss(hidden_states(input), targets_N, scale);
+    return linear_cross_entropy(hidden_states(input), targets_N, head_, scale);
   }
-  LossResult head_loss(const at::Tensor& hidden_nD, const at::Tensor& targets_N, double scale);
+  // For objectives: the table of the head, and the logits of this rank's columns for whole rows [N, D].
+  const VocabWeights& head() const { return head_; }
+  at::Tensor head_rows(const at::Tensor& hidden_ND) const;
 
   const ModelConfig& config() const { return config_; }
   const ModelChunk& chunk() const { return chunk_; }
@@ -86,7 +98,6 @@ class Transformer {
   NormWeights norm_weights(const std::string& name);
   VocabWeights vocab_weights(const std::string& name) const;
   std::unique_ptr<BlockWeights> block_weights(int64_t layer);
-  at::Tensor head_rows(const at::Tensor& hidden_ND);
   void extend_rope_table(int64_t positions);
   RopeInput rope_input(const ModelInput& input, int64_t first);
   at::Tensor attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const;
@@ -99,8 +110,11 @@ class Transformer {
   at::Tensor rebuilt_blocks(const at::Tensor& x_nD, size_t begin, size_t end, const ModelInput& input,
                             const RopeInput& rope);
 
+  std::optional<LoraWeights> lora_weights(const std::string& first, const std::string& last) const;
+
   ModelConfig config_;
   ParameterStore& parameters_;
+  const Adapters* adapters_;
   ModelChunk chunk_;
   ParameterEvents no_events_;
   ModelContext context_;

@@ -1,20 +1,89 @@
-// The `objective` section of the experiment file: what the loss is.
+// The `objective` section of the experiment file: what the loss is, and what of the model it trains.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "base/config_visit.h"
+#include "trainer/model/lora_adapters.h"
 
 namespace hearth {
 
 struct ObjectiveConfig {
   std::string kind = "pretrain";
+
+  int64_t lora_rank = 0;
+  double lora_alpha = 16;
+  bool use_rslora = false;
+  std::vector<std::string> lora_target_modules = {"all-linear"};
+
+  std::optional<std::string> teacher;
+  double kd_alpha = 0.5;
+  double logit_kl_temperature = 1.0;
+  std::string kd_divergence = "forward_kl";
+  double jsd_beta = 0.5;
+
+  double pref_beta = 0.1;
+  std::string pref_loss = "sigmoid";
+  double pref_label_smoothing = 0.0;
+
   bool operator==(const ObjectiveConfig&) const = default;
   template <class V>
   void visit(V&& v) {
-    v("kind", kind, OnResume::Frozen, "pretrain: mean cross-entropy of the next token over all valid tokens");
+    v("kind", kind, OnResume::Frozen,
+      "pretrain: mean cross-entropy of the next token over all valid tokens; sft: the same over the trained "
+      "tokens of conversations; distill: cross-entropy and the divergence from a teacher; dpo: preference "
+      "pairs against a frozen reference, model.init_from");
+    v("lora_rank", lora_rank, OnResume::Frozen,
+      "rank of low-rank adapters on frozen weights (model.init_from); 0 = all weights are trained");
+    v("lora_alpha", lora_alpha, OnResume::Frozen,
+      "adapters are scaled by lora_alpha / lora_rank, or / sqrt(lora_rank) with use_rslora");
+    v("use_rslora", use_rslora, OnResume::Frozen, "rank-stabilised scale of the adapters");
+    v("lora_target_modules", lora_target_modules, OnResume::Frozen,
+      "all-linear, or of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
+    v("teacher", teacher, OnResume::MustConfirm,
+      "distill: checkpoint, run folder or HF directory of the teacher; the student's tokenizer");
+    v("kd_alpha", kd_alpha, OnResume::MustConfirm,
+      "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence");
+    v("logit_kl_temperature", logit_kl_temperature, OnResume::MustConfirm,
+      "distill: divides the logits of both");
+    v("kd_divergence", kd_divergence, OnResume::MustConfirm, "distill: forward_kl, reverse_kl or jsd");
+    v("jsd_beta", jsd_beta, OnResume::MustConfirm,
+      "distill: weight of the teacher in the mixture of jsd, in (0, 1)");
+    v("pref_beta", pref_beta, OnResume::MustConfirm, "dpo: strength of the tie to the reference");
+    v("pref_loss", pref_loss, OnResume::MustConfirm, "dpo: sigmoid, hinge or ipo");
+    v("pref_label_smoothing", pref_label_smoothing, OnResume::MustConfirm,
+      "dpo, sigmoid: share of pairs assumed to be labelled the wrong way round, in [0, 0.5)");
   }
-  void validate(ConfigErrors& e) const { e.one_of(kind, "kind", {"pretrain"}); }
+  LoraShape lora() const { return {lora_rank, lora_alpha, use_rslora, lora_target_modules}; }
+  void validate(ConfigErrors& e) const {
+    e.one_of(kind, "kind", {"pretrain", "sft", "distill", "dpo"});
+    e.require(lora_rank >= 0, "lora_rank", "must be >= 0, got {}", lora_rank);
+    e.require(std::isfinite(lora_alpha) && lora_alpha > 0, "lora_alpha", "must be finite and > 0, got {}",
+              lora_alpha);
+    e.require(!lora_target_modules.empty(), "lora_target_modules", "must name at least one module");
+    for (size_t i = 0; i < lora_target_modules.size(); ++i) {
+      std::vector<std::string_view> known{"all-linear"};
+      known.insert(known.end(), lora_modules().begin(), lora_modules().end());
+      e.one_of(lora_target_modules[i], fmt::format("lora_target_modules[{}]", i), known);
+    }
+    e.require(
+        (kind == "distill") == teacher.has_value(), "teacher", "{}",
+        kind == "distill" ? "is required for objective.kind distill" : "is for objective.kind distill alone");
+    e.require(0 <= kd_alpha && kd_alpha <= 1, "kd_alpha", "must be in [0, 1], got {}", kd_alpha);
+    e.require(std::isfinite(logit_kl_temperature) && logit_kl_temperature > 0, "logit_kl_temperature",
+              "must be finite and > 0, got {}", logit_kl_temperature);
+    e.one_of(kd_divergence, "kd_divergence", {"forward_kl", "reverse_kl", "jsd"});
+    e.require(0 < jsd_beta && jsd_beta < 1, "jsd_beta", "must be in (0, 1), got {}", jsd_beta);
+    e.require(std::isfinite(pref_beta) && pref_beta > 0, "pref_beta", "must be finite and > 0, got {}",
+              pref_beta);
+    e.one_of(pref_loss, "pref_loss", {"sigmoid", "hinge", "ipo"});
+    e.require(0 <= pref_label_smoothing && pref_label_smoothing < 0.5, "pref_label_smoothing",
+              "must be in [0, 0.5), got {}", pref_label_smoothing);
+  }
 };
 
 }  // namespace hearth

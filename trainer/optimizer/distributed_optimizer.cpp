@@ -321,6 +321,7 @@ void DistributedOptimizer::expect_use(int64_t unit) {
 }
 
 void DistributedOptimizer::before_use(int64_t unit, UsePhase phase) {
+  if (!parameters_.has_unit(unit)) return;  // of a model whose other parameters are trained
   expect_use(unit);
   for (const int64_t index : parameters_.buckets_of_unit(unit)) {
     BucketState& bucket = buckets_[static_cast<size_t>(index)];
@@ -332,6 +333,7 @@ void DistributedOptimizer::before_use(int64_t unit, UsePhase phase) {
 }
 
 void DistributedOptimizer::after_use(int64_t unit, UsePhase) {
+  if (!parameters_.has_unit(unit)) return;
   for (const int64_t index : parameters_.buckets_of_unit(unit)) parameters_.release_weights(index);
 }
 

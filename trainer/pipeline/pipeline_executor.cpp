@@ -48,10 +48,12 @@ const MicroBatch& PipelineExecutor::micro_batch(int micro) {
   return micros_.at(micro);
 }
 
-PipelineExecutor::Totals PipelineExecutor::run(const NextMicroBatch& next, const Observer& observer) {
+PipelineExecutor::Totals PipelineExecutor::run(const NextMicroBatch& next, const HeadLoss& loss,
+                                               int64_t num_sums, const Observer& observer) {
   next_ = &next;
+  loss_ = &loss;
   micros_read_ = 0;
-  totals_ = {at::zeros({}, at::TensorOptions(chunks_[0]->device()).dtype(at::kFloat)), 0};
+  totals_ = {at::zeros({num_sums}, at::TensorOptions(chunks_[0]->device()).dtype(at::kFloat)), 0};
   for (const Action& action : schedule_.ranks[static_cast<size_t>(rank_)]) {
     if (observer) observer(action);
     RECORD_USER_SCOPE(describe(action));  // in a trace; nothing otherwise
@@ -125,8 +127,8 @@ void PipelineExecutor::forward(Key key) {
   at::Tensor out = model.forward(activation.input, batch.input);
   if (is_last(chunk)) {
     // The division by the global count of valid tokens happens once, in the update.
-    const LossResult loss = model.head_loss(out, batch.targets_N, /*scale=*/1.0);
-    totals_.loss_sum.add_(loss.loss_sum.detach());
+    const LossResult loss = (*loss_)(model, out, batch);
+    totals_.sums.add_(loss.sums.detach());
     activation.output = loss.loss;
   } else {
     activation.output = out;

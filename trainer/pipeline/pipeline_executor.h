@@ -26,6 +26,9 @@ class PipelineExecutor {
   using NextMicroBatch = std::function<MicroBatch()>;
   // Told before each action, for traces and fault injection; may be empty.
   using Observer = std::function<void(const Action&)>;
+  // Loss of a micro-batch from the rows [n, D] behind the final norm, on the rank with the head.
+  using HeadLoss =
+      std::function<LossResult(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch)>;
 
   // `chunks[c]`: chunk c of this rank. `schedule` has its transfers (with_transfers). `side_by_side`: by
   // whose turns the chunks wait for other ranks; null: a ForwardBackward runs its two halves one after the
@@ -34,11 +37,12 @@ class PipelineExecutor {
                    const PipelineLinks& links, SideBySide* side_by_side = nullptr);
 
   struct Totals {
-    at::Tensor loss_sum;       // fp32 scalar: sum of losses where this rank has the head, else 0
+    at::Tensor sums;           // fp32 [num_sums]: of the losses where this rank has the head, else 0
     int64_t valid_tokens = 0;  // targets of the micro-batches as this rank read them
   };
-  // Forward and backward of all micro-batches of a step. Gradients are of the sum of losses.
-  Totals run(const NextMicroBatch& next, const Observer& observer);
+  // Forward and backward of all micro-batches of a step. Gradients are of the sum of losses. `loss` gives
+  // `num_sums` sums.
+  Totals run(const NextMicroBatch& next, const HeadLoss& loss, int64_t num_sums, const Observer& observer);
   // Rows through the whole model, without a graph: [n, D] after the final norm where this rank has the head,
   // else undefined. `caches`: one per chunk of this rank, or null. All pipeline ranks call it alike.
   at::Tensor infer(const ModelInput& input, std::vector<KvCache>* caches);
@@ -79,6 +83,7 @@ class PipelineExecutor {
   SideBySide* side_by_side_;
   // Of the step under way.
   const NextMicroBatch* next_ = nullptr;
+  const HeadLoss* loss_ = nullptr;
   Totals totals_;
   int micros_read_ = 0;
   int64_t rows_ = 0;  // of a micro-batch

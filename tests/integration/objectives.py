@@ -1,0 +1,194 @@
+"""Loss and gradients of every objective equal PyTorch, transformers and PEFT in fp32, on one rank and under layouts:
+`hearth parity --save` makes one step from weights that transformers (and PEFT) saved and writes its mean gradients;
+the same step is taken here on the same samples (DUMP_SAMPLES prints them). Formulas of the losses are written here
+from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...]"""
+import os
+import sys
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch.nn.functional import cross_entropy, log_softmax
+
+from fixture import BASE_CONFIG, VOCAB_SIZE, Report, Workspace, hearth
+from train_vs_pytorch import batch_tensors, read_samples
+
+BATCH = BASE_CONFIG["training.global_batch_size"]
+# Ten times what two correct formulations of these models differ by in fp32 (1e-6 of each tensor's largest entry),
+# and twice that where log-probabilities of whole sequences, some hundred nats, are subtracted.
+TOLERANCE = 2e-5
+LAYOUTS = {
+    1: [[], []],
+    2: [["tensor_model_parallel_size=2"], ["pipeline_model_parallel_size=2"], ["zero_stage=3"], ["context_parallel_size=2"]],
+    8: [["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2"],
+        ["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1", "zero_stage=2"]],
+}
+
+
+def make_model(folder, seed, vocab_size=VOCAB_SIZE, layers=2, **sizes):
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size, hidden_size=sizes.get("hidden", 64), intermediate_size=160, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=sizes.get("tied", True),
+        rms_norm_eps=1e-5, rope_theta=10000.0, bos_token_id=None, eos_token_id=0, initializer_range=0.08,
+        attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def copy_tokenizer(workspace, folder):
+    for name in os.listdir(workspace.path("tokenizer")):
+        with open(workspace.path("tokenizer", name), "rb") as source, open(os.path.join(folder, name), "wb") as out:
+            out.write(source.read())
+
+
+def divergence(kind, student, teacher, temperature, beta):
+    """Sum over the vocabulary, per row: Hinton et al. 2015, Gu et al. 2024, Agarwal et al. 2024."""
+    s, t = log_softmax(student / temperature, -1), log_softmax(teacher / temperature, -1)
+    if kind == "forward_kl":
+        return (t.exp() * (t - s)).sum(-1)
+    if kind == "reverse_kl":
+        return (s.exp() * (s - t)).sum(-1)
+    m = torch.log(beta * t.exp() + (1 - beta) * s.exp())
+    return beta * (t.exp() * (t - m)).sum(-1) + (1 - beta) * (s.exp() * (s - m)).sum(-1)
+
+
+class Case:
+    """One objective: its configuration, and its loss in PyTorch."""
+    config = {}
+
+    def __init__(self, workspace, tool):
+        self.workspace, self.tool = workspace, tool
+
+    def prepare(self):
+        """Saves the weights that hearth starts from; returns the model to train and what else the loss needs."""
+        self.model = make_model(self.workspace.path("start"), 3)
+        return {"model__init_from": "start"}
+
+    def parameters(self):
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def logits(self, ids, mask):
+        return self.model(input_ids=ids, attention_mask=mask).logits
+
+    def loss(self, samples):
+        ids, targets, keep, mask = batch_tensors(samples)
+        return cross_entropy(self.logits(ids, mask)[keep], targets[keep]), {}
+
+
+class Lora(Case):
+    config = {"objective__lora_rank": 4, "objective__lora_alpha": 10}
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    rslora = False
+
+    def prepare(self):
+        import peft
+        base = make_model(self.workspace.path("start"), 3)
+        base.name_or_path = "start"
+        torch.manual_seed(5)
+        self.model = peft.get_peft_model(base, peft.LoraConfig(
+            r=4, lora_alpha=10, target_modules=self.modules, use_rslora=self.rslora, task_type="CAUSAL_LM"))
+        with torch.no_grad():  # B away from 0, so that A has a gradient
+            for name, parameter in self.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        self.model.save_pretrained(self.workspace.path("adapter"))
+        return {"model__init_from": "adapter"}
+
+    def parameters(self):
+        return {name.removeprefix("base_model.model.").replace(".default", ""): p
+                for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+class LoraQv(Lora):
+    config = {**Lora.config, "objective__lora_target_modules": ["q_proj", "v_proj", "down_proj"], "objective__use_rslora": True}
+    modules, rslora = ["q_proj", "v_proj", "down_proj"], True
+
+
+class Distill(Case):
+    kind, temperature, alpha, beta, vocab = "forward_kl", 1.0, 0.5, 0.5, VOCAB_SIZE + 96
+
+    def prepare(self):
+        self.config = {"objective__kind": "distill", "objective__teacher": "teacher", "objective__kd_alpha": self.alpha,
+                       "objective__kd_divergence": self.kind, "objective__logit_kl_temperature": self.temperature,
+                       "objective__jsd_beta": self.beta}
+        # Other depth, width and padding of the vocabulary.
+        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=3, hidden=96, tied=False).eval()
+        copy_tokenizer(self.workspace, self.workspace.path("teacher"))
+        return super().prepare()
+
+    def loss(self, samples):
+        ids, targets, keep, mask = batch_tensors(samples)
+        student = self.logits(ids, mask)[keep]
+        with torch.no_grad():
+            teacher = self.teacher(input_ids=ids, attention_mask=mask).logits[keep]
+        shared = min(student.shape[-1], teacher.shape[-1])
+        ce = cross_entropy(student, targets[keep])
+        kd = divergence(self.kind, student[:, :shared], teacher[:, :shared], self.temperature, self.beta).mean()
+        return (1 - self.alpha) * ce + self.alpha * self.temperature**2 * kd, {"ce loss": ce, "kd loss": kd}
+
+
+class DistillReverse(Distill):
+    kind, temperature, alpha = "reverse_kl", 2.0, 0.7
+
+
+class DistillJsd(Distill):
+    # A teacher whose table is the smaller one.
+    kind, temperature, alpha, beta = "jsd", 1.5, 1.0, 0.3
+
+
+CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "distill": Distill, "distill_reverse": DistillReverse,
+         "distill_jsd": DistillJsd}
+
+
+def compare(report, name, saved, case, want_loss, want_metrics):
+    with safe_open(saved, "pt") as file:
+        metadata, got = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    error = abs(float(metadata["loss"]) - want_loss) / abs(want_loss)
+    report.check(f"{name}: loss", error <= TOLERANCE, f"{float(metadata['loss']):.7f}, want {want_loss:.7f}, {error:.1e}")
+    for metric, want in want_metrics.items():
+        error = abs(float(metadata[metric]) - want) / max(abs(want), 1e-6)
+        report.check(f"{name}: {metric}", error <= 10 * TOLERANCE, f"{float(metadata[metric]):.6f}, want {want:.6f}")
+    want = {key: p.grad for key, p in case.parameters().items()}
+    report.check(f"{name}: the same parameters", got.keys() == want.keys(), sorted(got.keys() ^ want.keys())[:4] or len(got))
+    worst = max(((float((got[key] - want[key]).abs().max() / want[key].abs().max()), key) for key in got.keys() & want.keys()),
+                default=(float("nan"), ""))
+    finite = all(bool(torch.isfinite(value).all()) for value in got.values())
+    report.check(f"{name}: gradients", finite and worst[0] <= TOLERANCE, f"{worst[0]:.1e} of the largest, in {worst[1]}")
+
+
+def run_case(report, name, case, workspace):
+    changes = {**case.prepare(), **case.config}
+    copy_tokenizer(workspace, workspace.path("start"))
+    workspace.write_config(**{**changes, "data__validation": []})
+    samples = case.samples() if hasattr(case, "samples") else read_samples(case.tool, workspace.path("shards/train"), BATCH)
+    loss, metrics = case.loss(samples)
+    loss.backward()
+    metrics = {metric: float(value.detach()) for metric, value in metrics.items()}
+    for ranks, sides in LAYOUTS.items():
+        for a, b in zip(sides[::2], sides[1::2]):
+            words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, f"parallel.{key}")]
+            hearth(["parity", "config.yaml", "--device", "cpu", "--save", "saved", "--tolerance", TOLERANCE, *words],
+                   workspace.folder, ranks=ranks, timeout=240)
+            for side, keys in (("a", a), ("b", b)):
+                compare(report, f"{name}, {ranks} ranks {' '.join(keys)}".strip(), workspace.path("saved", f"{side}.safetensors"),
+                        case, float(loss.detach()), metrics)
+
+
+def main():
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    report = Report()
+    for name in sys.argv[2:] or CASES:
+        with Workspace() as workspace:
+            run_case(report, name, CASES[name](workspace, sys.argv[1]), workspace)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

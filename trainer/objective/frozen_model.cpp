@@ -1,0 +1,105 @@
+#include "trainer/objective/frozen_model.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "trainer/parallel_layout.h"
+
+namespace hearth {
+namespace {
+
+bool is_vocabulary_table(const std::string& name) {
+  return name == "model.embed_tokens.weight" || name == "lm_head.weight";
+}
+
+// The training's layout around another model. A written split of layers is of the model in training.
+ExperimentConfig around(const ExperimentConfig& training, const ModelConfig& shape) {
+  ExperimentConfig config = training;
+  static_cast<ModelConfig&>(config.model) = shape;
+  config.parallel.pipeline_model_parallel_layout.clear();
+  return config;
+}
+
+}  // namespace
+
+FrozenModel::FrozenModel(const ModelConfig& shape, const TensorSource& tensors,
+                         const ExperimentConfig& training, ParallelGroups& groups, at::Device device) {
+  const ExperimentConfig config = around(training, shape);
+  require_tensor_parallel(shape, groups.mesh.size(MeshAxis::Tp));
+  const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
+  HEARTH_CHECK(shape.num_hidden_layers >= schedule.virtual_stages(), Config,
+               "{} has {} layers, too few for {} pipeline stages", tensors.describe(),
+               shape.num_hidden_layers, schedule.virtual_stages());
+  const auto dtype = dtype_from_config(config.precision.dtype);
+  own_ = std::make_unique<ParameterStore>(
+      parameter_shards(shape, model_partition(config, groups.mesh, schedule, groups.rank)),
+      StoreOptions{.dtype = dtype.value(), .device = device});
+  parameters_ = own_.get();
+  parameters_->load(tensors);
+  make_chunks(config, groups);
+}
+
+FrozenModel::FrozenModel(ParameterStore& parameters, const ExperimentConfig& training, ParallelGroups& groups)
+    : parameters_(&parameters) {
+  make_chunks(training, groups);
+}
+
+void FrozenModel::make_chunks(const ExperimentConfig& config, ParallelGroups& groups) {
+  const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
+  ModelContext context;
+  if (groups.tensor)
+    context.rows = RowCollectives(
+        *groups.tensor, config.parallel.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
+  context.sequence = {groups.context.get(),
+                      config.parallel.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  std::vector<Transformer*> chunks;
+  for (const ModelChunk& chunk : model_partition(config, groups.mesh, schedule, groups.rank).chunks) {
+    chunks_.push_back(
+        std::make_unique<Transformer>(config.model, *parameters_, RecomputeChoice{}, chunk, context));
+    chunks.push_back(chunks_.back().get());
+  }
+  executor_ = std::make_unique<PipelineExecutor>(schedule, groups.coordinate(MeshAxis::Pp), std::move(chunks),
+                                                 groups.links);
+}
+
+at::Tensor FrozenModel::hidden(const ModelInput& input) {
+  const at::NoGradGuard no_grad;
+  return executor_->infer(input, nullptr);
+}
+
+at::Tensor FrozenModel::logprobs(const ModelInput& input, const at::Tensor& targets_N) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor rows = executor_->infer(input, nullptr);
+  return rows.defined() ? head_chunk().logprobs(rows, targets_N) : at::Tensor();
+}
+
+ResizedVocabulary::ResizedVocabulary(const TensorSource& tensors, const ModelConfig& config,
+                                     int64_t vocab_size)
+    : tensors_(tensors), infos_(tensors.tensors()) {
+  for (TensorInfo& info : infos_) {
+    if (!is_vocabulary_table(info.name)) continue;
+    HEARTH_ASSERT(info.shape.at(0) == config.vocab_size);
+    info.shape[0] = vocab_size;
+  }
+}
+
+const TensorInfo& ResizedVocabulary::info(const std::string& name) const {
+  const auto found =
+      std::find_if(infos_.begin(), infos_.end(), [&](const TensorInfo& info) { return info.name == name; });
+  HEARTH_REQUIRE(found != infos_.end(), "{} has no tensor '{}'", describe(), name);
+  return *found;
+}
+
+void ResizedVocabulary::read_elements(const std::string& name, int64_t begin, int64_t end, DType dtype,
+                                      void* out) const {
+  const int64_t stored = tensors_.info(name).numel(), there = std::clamp(stored, begin, end);
+  if (begin < there) tensors_.read_elements(name, begin, there, dtype, out);
+  const int64_t width = size_bytes(dtype);
+  std::memset(static_cast<std::byte*>(out) + (there - begin) * width, 0,
+              static_cast<size_t>((end - there) * width));
+}
+
+}  // namespace hearth
