@@ -31,31 +31,58 @@ __device__ __forceinline__ int64_t first_range_after(const AdamWArgs& a, int64_t
   return low;
 }
 
+// Stores the state of kVec elements, bf16 rounded at random. `state`: 0, 1, 2, so that no two draws are one.
+template <class T, int kVec>
+__device__ __forceinline__ void store_state(void* to, int64_t begin, const float (&values)[kVec],
+                                            uint64_t seed, uint64_t state) {
+  Vec<T, kVec> out;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      out.at[i] = values[i];
+    } else {
+      const uint32_t bits = stochastic_bf16_bits(
+          __float_as_uint(values[i]), rounding_bits(seed, static_cast<uint64_t>(begin + i) * 3 + state));
+      out.at[i] = __ushort_as_bfloat16(static_cast<unsigned short>(bits));
+    }
+  }
+  store(static_cast<T*>(to) + begin, out);
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ void load_state(const void* from, int64_t begin, float (&values)[kVec]) {
+  const auto in = load<T, kVec>(static_cast<const T*>(from) + begin);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) values[i] = to_float(in.at[i]);
+}
+
 // Elements [first, first + kVec * vectors). kVec = 4, or 1 for unaligned buffers and the last elements.
-template <int kVec>
+template <int kVec, class Master, class ExpAvg, class ExpAvgSq>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int64_t first, int64_t vectors) {
   const int64_t vector = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (vector >= vectors) return;
   const int64_t begin = first + vector * kVec;
   const float grad_scale = a.grad_scale ? a.scalars.grad_scale * *a.grad_scale : a.scalars.grad_scale;
-  auto master = load<float, kVec>(a.master + begin);
+  float master[kVec], exp_avg[kVec], exp_avg_sq[kVec];
+  load_state<Master>(a.master, begin, master);
   const auto grad = load<float, kVec>(a.grad + begin);
-  auto exp_avg = load<float, kVec>(a.exp_avg + begin), exp_avg_sq = load<float, kVec>(a.exp_avg_sq + begin);
+  load_state<ExpAvg>(a.exp_avg, begin, exp_avg);
+  load_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq);
   int64_t range = first_range_after(a, begin);
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
     const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
-    update(master.at[i], grad.at[i] * grad_scale, exp_avg.at[i], exp_avg_sq.at[i],
-           plain ? 1.0f : a.scalars.decay, a.scalars);
+    update(master[i], grad.at[i] * grad_scale, exp_avg[i], exp_avg_sq[i], plain ? 1.0f : a.scalars.decay,
+           a.scalars);
   }
-  store(a.master + begin, master);
-  store(a.exp_avg + begin, exp_avg);
-  store(a.exp_avg_sq + begin, exp_avg_sq);
+  store_state<Master>(a.master, begin, master, a.rounding_seed, 0);
+  store_state<ExpAvg>(a.exp_avg, begin, exp_avg, a.rounding_seed, 1);
+  store_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq, a.rounding_seed, 2);
   if (a.model_param) {
     Vec<Bf16Device, kVec> rounded;
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) rounded.at[i] = from_float<Bf16Device>(master.at[i]);
+    for (int i = 0; i < kVec; ++i) rounded.at[i] = from_float<Bf16Device>(master[i]);
     store(static_cast<Bf16Device*>(a.model_param) + begin, rounded);
   }
 }
@@ -63,8 +90,14 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int6
 template <int kVec>
 void launch(const AdamWArgs& a, int64_t first, int64_t vectors, cudaStream_t stream) {
   if (vectors == 0) return;
-  adamw_kernel<kVec>
-      <<<grid_size("adamw", (vectors + kThreads - 1) / kThreads), kThreads, 0, stream>>>(a, first, vectors);
+  const unsigned grid = grid_size("adamw", (vectors + kThreads - 1) / kThreads);
+  dispatch_activation("adamw", a.master_dtype, [&]<class Master>() {
+    dispatch_activation("adamw", a.exp_avg_dtype, [&]<class ExpAvg>() {
+      dispatch_activation("adamw", a.exp_avg_sq_dtype, [&]<class ExpAvgSq>() {
+        adamw_kernel<kVec, Master, ExpAvg, ExpAvgSq><<<grid, kThreads, 0, stream>>>(a, first, vectors);
+      });
+    });
+  });
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 

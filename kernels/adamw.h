@@ -6,16 +6,19 @@
 
 #include <cstdint>
 
+#include "base/dtype.h"
 #include "kernels/adamw_scalars.h"
 
 namespace hearth::kernels {
 
 // All buffers have `count` elements, contiguous, no overlap. 16-byte accesses where every pointer allows.
 struct AdamWArgs {
-  float* master;  // updated
+  void* master;  // updated; F32 or BF16
   const float* grad;
-  float* exp_avg;           // updated
-  float* exp_avg_sq;        // updated
+  void* exp_avg;     // updated; F32 or BF16
+  void* exp_avg_sq;  // updated; F32 or BF16
+  DType master_dtype, exp_avg_dtype, exp_avg_sq_dtype;
+  uint64_t rounding_seed;   // of this step, for the states in bf16
   void* model_param;        // null, or bf16: receives the new master
   const float* grad_scale;  // null, or one further factor on the device
   const int64_t*

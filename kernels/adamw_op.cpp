@@ -5,6 +5,7 @@
 #include <ATen/ops/full.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -88,7 +89,39 @@ void for_each_piece(const std::vector<Range>& ranges, int64_t begin, int64_t end
   }
 }
 
+// `to` (bf16) receives the fp32 values, rounded at random as the kernel does it.
+void round_state(const at::Tensor& to, const at::Tensor& values, uint64_t seed, uint64_t state) {
+  const float* in = values.const_data_ptr<float>();
+  auto* out = static_cast<uint16_t*>(to.data_ptr());
+  at::parallel_for(0, values.numel(), cpu::kGrainElements, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      out[i] = static_cast<uint16_t>(stochastic_bf16_bits(
+          std::bit_cast<uint32_t>(in[i]), rounding_bits(seed, static_cast<uint64_t>(i) * 3 + state)));
+  });
+}
+
+// A step with states in bf16: on fp32 copies, which then are rounded.
+template <class Step>
+void on_wide_states(const AdamWStep& step, const Step& run) {
+  AdamWStep wide = step;
+  at::Tensor AdamWStep::*const states[] = {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq};
+  for (auto state : states) wide.*state = (step.*state).to(at::kFloat);
+  run(wide);
+  for (uint64_t i = 0; i < 3; ++i)
+    if (const at::Tensor& to = step.*states[i]; to.scalar_type() == at::kBFloat16) {
+      to.is_cpu() ? round_state(to, wide.*states[i], step.rounding_seed, i)
+                  : static_cast<void>(to.copy_(wide.*states[i]));
+    }
+}
+
+bool has_bf16_states(const AdamWStep& step) {
+  return step.master.scalar_type() == at::kBFloat16 || step.exp_avg.scalar_type() == at::kBFloat16 ||
+         step.exp_avg_sq.scalar_type() == at::kBFloat16;
+}
+
 void step_cpu(const AdamWStep& step, AdamWScalars scalars) {
+  if (has_bf16_states(step))
+    return on_wide_states(step, [&](const AdamWStep& wide) { step_cpu(wide, scalars); });
   const std::vector<Range> ranges = read_ranges(step.no_decay_ranges_R2, step.master.numel());
   if (step.grad_scale_tensor.defined()) scalars.grad_scale *= *step.grad_scale_tensor.const_data_ptr<float>();
   const Buffers buffers{step.master.data_ptr<float>(), step.grad.const_data_ptr<float>(),
@@ -102,6 +135,8 @@ void step_cpu(const AdamWStep& step, AdamWScalars scalars) {
 }
 
 void step_plain(const AdamWStep& step, const AdamWScalars& scalars) {
+  if (has_bf16_states(step))
+    return on_wide_states(step, [&](const AdamWStep& wide) { step_plain(wide, scalars); });
   at::Tensor decay = at::full({step.master.numel()}, scalars.decay, step.master.options());
   if (step.no_decay_ranges_R2.defined()) {
     const at::Tensor host = step.no_decay_ranges_R2.cpu();
@@ -152,10 +187,14 @@ at::Tensor sum_of_squares_cpu(const at::Tensor& x) {
 void step_cuda(const AdamWStep& step, const AdamWScalars& scalars) {
   const CudaScope scope(step.master);
   const at::Tensor& ranges = step.no_decay_ranges_R2;
-  adamw({.master = step.master.data_ptr<float>(),
+  adamw({.master = step.master.data_ptr(),
          .grad = step.grad.const_data_ptr<float>(),
-         .exp_avg = step.exp_avg.data_ptr<float>(),
-         .exp_avg_sq = step.exp_avg_sq.data_ptr<float>(),
+         .exp_avg = step.exp_avg.data_ptr(),
+         .exp_avg_sq = step.exp_avg_sq.data_ptr(),
+         .master_dtype = kernel_dtype(step.master),
+         .exp_avg_dtype = kernel_dtype(step.exp_avg),
+         .exp_avg_sq_dtype = kernel_dtype(step.exp_avg_sq),
+         .rounding_seed = step.rounding_seed,
          .model_param = step.model_param.defined() ? step.model_param.data_ptr() : nullptr,
          .grad_scale =
              step.grad_scale_tensor.defined() ? step.grad_scale_tensor.const_data_ptr<float>() : nullptr,
@@ -181,10 +220,18 @@ void check_step(const AdamWStep& s) {
   constexpr const char* kOp = "adamw";
   HEARTH_REQUIRE(s.master.defined(), "adamw: master is undefined");
   const int64_t count = s.master.numel();
-  check_fp32_flat(kOp, "master", s.master, count, s.master);
+  const auto check_state = [&](const char* what, const at::Tensor& state) {
+    if (state.defined() && state.scalar_type() == at::kFloat)
+      return check_fp32_flat(kOp, what, state, count, s.master);
+    HEARTH_REQUIRE(state.defined() && state.scalar_type() == at::kBFloat16 && state.is_contiguous() &&
+                       state.numel() == count && state.device() == s.master.device(),
+                   "{}: {} must be contiguous fp32 or bf16 of {} elements, got {}", kOp, what, count,
+                   describe(state));
+  };
+  check_state("master", s.master);
   check_fp32_flat(kOp, "grad", s.grad, count, s.master);
-  check_fp32_flat(kOp, "exp_avg", s.exp_avg, count, s.master);
-  check_fp32_flat(kOp, "exp_avg_sq", s.exp_avg_sq, count, s.master);
+  check_state("exp_avg", s.exp_avg);
+  check_state("exp_avg_sq", s.exp_avg_sq);
   if (s.grad_scale_tensor.defined())
     check_fp32_flat(kOp, "grad_scale_tensor", s.grad_scale_tensor, 1, s.master);
   HEARTH_REQUIRE(!s.model_param.defined() ||

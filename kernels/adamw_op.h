@@ -1,6 +1,7 @@
-// One AdamW step (Loshchilov & Hutter 2019, Algorithm 2) over flat fp32 buffers, with the operations and
-// their order of torch.optim.AdamW; and the sum of squares that clipping needs. Deterministic; on the CPU the
-// bits do not depend on the number of threads. Thread-safe for disjoint buffers.
+// One AdamW step (Loshchilov & Hutter 2019, Algorithm 2) over flat buffers, computed in fp32 with the
+// operations and their order of torch.optim.AdamW; states kept in bf16 are rounded at random, right on
+// average; and the sum of squares that clipping needs. Deterministic; on the CPU the bits do not depend on
+// the number of threads. Thread-safe for disjoint buffers.
 #pragma once
 
 #include "kernels/op_support.h"
@@ -8,11 +9,12 @@
 namespace hearth::kernels {
 
 struct AdamWStep {
-  at::Tensor master;       // fp32 [n], contiguous, updated in place
-  at::Tensor grad;         // fp32 [n], read only
-  at::Tensor exp_avg;      // fp32 [n], updated in place
-  at::Tensor exp_avg_sq;   // fp32 [n], updated in place
-  at::Tensor model_param;  // optional bf16 [n]: receives the new master, rounded to nearest even
+  at::Tensor master;           // fp32 or bf16 [n], contiguous, updated in place
+  at::Tensor grad;             // fp32 [n], read only
+  at::Tensor exp_avg;          // fp32 or bf16 [n], updated in place
+  at::Tensor exp_avg_sq;       // fp32 or bf16 [n], updated in place
+  uint64_t rounding_seed = 0;  // of the states in bf16: another one for every buffer and step
+  at::Tensor model_param;      // optional bf16 [n]: receives the new master, rounded to nearest even
   // Optional int64 [R, 2], on the CPU for CPU buffers and on the device otherwise: sorted, disjoint element
   // ranges [begin, end) of the buffers that take no weight decay (norm weights, biases).
   at::Tensor no_decay_ranges_R2;

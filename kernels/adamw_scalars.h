@@ -1,5 +1,13 @@
-// The scalars of one AdamW step: shared by the launcher and the CPU loop.
+// The scalars of one AdamW step and the rounding of its bf16 states: shared by the launcher and the CPU loop.
 #pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define HEARTH_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define HEARTH_HOST_DEVICE inline
+#endif
 
 namespace hearth::kernels {
 
@@ -13,5 +21,23 @@ struct AdamWScalars {
   float negative_step_size;     // -lr / (1 - beta1^step)
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
 };
+
+// 32 random bits for draw `number` of a step; `seed` is the step's. Counter-based, so any order of elements
+// gives the same (the finaliser of MurmurHash3, Appleby, over a Weyl sequence).
+HEARTH_HOST_DEVICE uint32_t rounding_bits(uint64_t seed, uint64_t number) {
+  uint64_t x = seed + number * 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdull;
+  x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53ull;
+  return static_cast<uint32_t>(x >> 32);
+}
+
+// The bits of a float rounded to bf16 up or down with probabilities that make it right on average: what is
+// too small for the nearest bf16 to move is not lost over many steps (Gupta et al. 2015). Not for what is not
+// finite.
+HEARTH_HOST_DEVICE uint32_t stochastic_bf16_bits(uint32_t float_bits, uint32_t random) {
+  const bool finite = (float_bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? (float_bits + (random & 0xffffu)) >> 16
+                : (float_bits >> 16) | ((float_bits & 0xffffu) != 0 ? 0x40u : 0u);
+}
 
 }  // namespace hearth::kernels

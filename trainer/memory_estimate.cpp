@@ -8,6 +8,11 @@
 namespace hearth {
 namespace {
 
+// Of all buckets, holes and padding included.
+int64_t store_bytes(const std::vector<ParameterShard>& shards, const StoreOptions& options) {
+  return storage_plan(shards, options).plan.arena_count() * size_bytes(options.dtype);
+}
+
 void replay(StateReplay& state, const Action& action) {
   switch (action.kind) {
     case ActionKind::Forward:
@@ -32,14 +37,29 @@ MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh,
   const ModelPartition partition = model_partition(config, mesh, schedule, rank);
   const int64_t data_ranks = int64_t{mesh.size(MeshAxis::Dp)} * mesh.size(MeshAxis::Cp) /
                              config.parallel.num_distributed_optimizer_instances;
-  StateReplay state(config.model, partition, store_options(config, data_ranks, at::kCPU),
-                    config.parallel.zero_stage, recompute_choice(config.recompute).every_layers);
+  const StoreOptions options = store_options(config, data_ranks, at::kCPU);
   ActivationReplay activations(activation_sizes(config, mesh), partition);
-  for (const Action& action : schedule.ranks[static_cast<size_t>(mesh.coordinate(rank, MeshAxis::Pp))]) {
-    replay(state, action);
-    activations.perform(action);
+  const auto& actions = schedule.ranks[static_cast<size_t>(mesh.coordinate(rank, MeshAxis::Pp))];
+  for (const Action& action : actions) activations.perform(action);
+  // The model below adapters, and the reference of preference pairs, which is another copy without adapters.
+  const int64_t model_bytes =
+      store_bytes(parameter_shards(config.model, partition), StoreOptions{.dtype = options.dtype});
+  const bool adapters = config.objective.lora_rank > 0;
+  const int64_t reference = config.objective.kind == "dpo" && !adapters ? model_bytes : 0;
+  if (adapters) {
+    const auto shards = lora_shards(config.model, partition, config.objective.lora());
+    const int64_t elements = store_bytes(shards, options) / size_bytes(options.dtype),
+                  owned = config.parallel.zero_stage >= 1 ? elements / data_ranks : elements;
+    return {.weights = model_bytes + elements * size_bytes(options.dtype),
+            .gradients = elements * 4,
+            .optimizer = owned * config.precision.optimizer_bytes(),
+            .kept = activations.peak_kept(),
+            .working = activations.peak_working()};
   }
-  return {.weights = state.peak_weights(),
+  StateReplay state(config.model, partition, options, config.parallel.zero_stage,
+                    recompute_choice(config.recompute).every_layers, config.precision.optimizer_bytes());
+  for (const Action& action : actions) replay(state, action);
+  return {.weights = state.peak_weights() + reference,
           .gradients = state.peak_gradients(),
           .optimizer = state.optimizer(),
           .kept = activations.peak_kept(),

@@ -1,7 +1,7 @@
 // What a rank will hold at most, for `hearth train --dry-run` and beside the measured peaks of a run. Pure
 // arithmetic: the shards and buckets of the rank's part of the model, and a replay of its pipeline actions.
-// Bytes. Weights, gradients and optimizer state are exact (weights under dualpipev with zero_stage 3: an
-// upper bound). Of the activations, `kept` counts the tensors that the blocks save
+// Bytes. Weights, gradients and optimizer state are exact (weights under dualpipev with zero_stage 3, and
+// all three of adapters with zero_stage 2 or 3: an upper bound). Of the activations, `kept` counts the tensors that the blocks save
 // (trainer/model/block_functions.h) and `working` what the action that runs at the peak needs besides: a
 // model of which temporaries live together, so the sum is right to within `working`. Not counted: validation,
 // what NCCL and cuBLAS allocate for themselves, and half-precision attention masks on the CPU.

@@ -20,6 +20,13 @@ int64_t bucket_elements(const ParallelConfig& config) {
   return std::max<int64_t>(1, std::llround(config.bucket_size_mb * (1 << 20) / 4));
 }
 
+OptimizerDtypes optimizer_dtypes(const PrecisionConfig& precision) {
+  const auto type = [](const std::string& word) { return word == "bf16" ? at::kBFloat16 : at::kFloat; };
+  return {.masters = precision.has_masters(),
+          .exp_avg = type(precision.exp_avg_dtype),
+          .exp_avg_sq = type(precision.exp_avg_sq_dtype)};
+}
+
 bool has_overlapped_actions(const std::vector<Action>& actions) {
   return std::any_of(actions.begin(), actions.end(),
                      [](const Action& action) { return action.kind == ActionKind::ForwardBackward; });
@@ -120,7 +127,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                             .tensor_parallel = groups.tensor.get(),
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},
-                                             config.parallel.zero_stage);
+                                             config.parallel.zero_stage, optimizer_dtypes(config.precision));
   const ModelContext context = model_context(config.parallel, schedule);
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;

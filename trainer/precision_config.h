@@ -2,6 +2,7 @@
 // kept.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "base/config_visit.h"
@@ -21,19 +22,29 @@ struct PrecisionConfig {
     v("dtype", dtype, OnResume::MustConfirm,
       "bf16 | fp32: parameters and activations of forward and backward");
     v("main_params_dtype", main_params_dtype, OnResume::MustConfirm,
-      "fp32: the master copy that AdamW updates");
+      "fp32: the master copy that AdamW updates; none: the parameters themselves are updated, rounded at "
+      "random");
     v("main_grads_dtype", main_grads_dtype, OnResume::MustConfirm,
       "fp32: gradients are summed and reduced in it");
-    v("exp_avg_dtype", exp_avg_dtype, OnResume::MustConfirm, "fp32: AdamW's first moment");
-    v("exp_avg_sq_dtype", exp_avg_sq_dtype, OnResume::MustConfirm, "fp32: AdamW's second moment");
+    v("exp_avg_dtype", exp_avg_dtype, OnResume::MustConfirm,
+      "fp32 | bf16 (rounded at random): AdamW's first moment");
+    v("exp_avg_sq_dtype", exp_avg_sq_dtype, OnResume::MustConfirm,
+      "fp32 | bf16 (rounded at random): AdamW's second moment");
     v("fp8_recipe", fp8_recipe, OnResume::MustConfirm, "none");
+  }
+  // Parameters in fp32 are their own masters.
+  bool has_masters() const { return dtype != "fp32" && main_params_dtype == "fp32"; }
+  // Bytes of AdamW's state for a parameter.
+  int64_t optimizer_bytes() const {
+    const auto moment = [](const std::string& word) { return word == "bf16" ? 2 : 4; };
+    return (has_masters() ? 4 : 0) + moment(exp_avg_dtype) + moment(exp_avg_sq_dtype);
   }
   void validate(ConfigErrors& e) const {
     e.one_of(dtype, "dtype", {"bf16", "fp32"});
-    e.one_of(main_params_dtype, "main_params_dtype", {"fp32"});
+    e.one_of(main_params_dtype, "main_params_dtype", {"fp32", "none"});
     e.one_of(main_grads_dtype, "main_grads_dtype", {"fp32"});
-    e.one_of(exp_avg_dtype, "exp_avg_dtype", {"fp32"});
-    e.one_of(exp_avg_sq_dtype, "exp_avg_sq_dtype", {"fp32"});
+    e.one_of(exp_avg_dtype, "exp_avg_dtype", {"fp32", "bf16"});
+    e.one_of(exp_avg_sq_dtype, "exp_avg_sq_dtype", {"fp32", "bf16"});
     e.one_of(fp8_recipe, "fp8_recipe", {"none"});
   }
 };

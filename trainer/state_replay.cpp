@@ -17,7 +17,8 @@ int64_t before(int64_t layer) {
 }  // namespace
 
 StateReplay::StateReplay(const ModelConfig& config, const ModelPartition& partition,
-                         const StoreOptions& options, int64_t zero_stage, int64_t recompute_every_layers)
+                         const StoreOptions& options, int64_t zero_stage, int64_t recompute_every_layers,
+                         int64_t optimizer_bytes)
     : config_(config),
       partition_(partition),
       zero_stage_(zero_stage),
@@ -38,7 +39,7 @@ StateReplay::StateReplay(const ModelConfig& config, const ModelPartition& partit
     bucket.on_demand = is_on_demand(planned, options);
     weights_.add(bucket.on_demand ? owned * element : count * element);
     gradients_.add((zero_stage >= 2 ? owned : count) * 4);
-    optimizer_ += owned * 4 * (options.dtype == DType::F32 ? 2 : 3);  // fp32 parameters are their own masters
+    optimizer_ += owned * optimizer_bytes;
     buckets_.push_back(bucket);
   }
   for (const ModelChunk& part : partition_.chunks) count_uses(part);

@@ -17,8 +17,9 @@ namespace hearth {
 
 class StateReplay {
  public:
+  // `optimizer_bytes`: of AdamW's state for one parameter.
   StateReplay(const ModelConfig& config, const ModelPartition& partition, const StoreOptions& options,
-              int64_t zero_stage, int64_t recompute_every_layers);
+              int64_t zero_stage, int64_t recompute_every_layers, int64_t optimizer_bytes);
 
   // One action of a pipeline rank. `deferred`: weight gradients of linears wait for weight_gradients().
   void forward(int chunk);

@@ -151,6 +151,43 @@ BOOST_AUTO_TEST_CASE(sum_of_squares_is_finite_exactly_when_every_element_is) {
   }
 }
 
+BOOST_DATA_TEST_CASE(states_in_bf16_are_rounded_to_a_neighbour_and_right_on_average,
+                     bdata::make({1, 5, 1027, 40000}), size) {
+  const auto bf16 = [](const at::Tensor& x) { return x.to(at::kBFloat16); };
+  for (const bool master_too : {false, true}) {
+    AdamWStep wide = make_step(size, {});
+    wide.model_param = at::Tensor();
+    wide.grad = random_tensor({size}, at::kFloat, 106);
+    wide.exp_avg = bf16(random_tensor({size}, at::kFloat, 107)).to(at::kFloat);
+    wide.exp_avg_sq = bf16(random_tensor({size}, at::kFloat, 108).square()).to(at::kFloat);
+    wide.master = bf16(wide.master).to(at::kFloat);
+    AdamWStep narrow = wide;
+    narrow.rounding_seed = 7;
+    narrow.exp_avg = bf16(wide.exp_avg), narrow.exp_avg_sq = bf16(wide.exp_avg_sq);
+    narrow.master = master_too ? bf16(wide.master) : wide.master.clone();
+    AdamWStep again = narrow;
+    for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq})
+      again.*state = (narrow.*state).clone();
+    adamw_step_op(wide);
+    adamw_step_op(narrow);
+    adamw_step_op(again);
+    for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq}) {
+      BOOST_TEST(bit_equal(narrow.*state, again.*state));
+      if ((narrow.*state).scalar_type() == at::kFloat) continue;
+      const auto got = values<double>(narrow.*state), want = values<double>(wide.*state);
+      double bias = 0, spread = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        // Neighbours are at most 2^-7 of the value apart.
+        const double ulp = std::exp2(std::floor(std::log2(std::max(std::abs(want[i]), 1e-30))) - 7);
+        BOOST_TEST(std::abs(got[i] - want[i]) <= ulp * 1.001);
+        bias += (got[i] - want[i]) / ulp, spread += 0.25;
+      }
+      // A draw's variance is at most a quarter; five standard deviations of the sum.
+      BOOST_TEST(std::abs(bias) <= 5 * std::sqrt(spread) + 0.01 * static_cast<double>(size));
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(wrong_arguments_are_refused) {
   AdamWStep step = make_step(8, {});
   step.grad = random_tensor({7}, at::kFloat, 105);

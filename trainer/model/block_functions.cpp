@@ -69,17 +69,21 @@ Tensor lora_hidden_gradient(const Tensor& dy, const LoraWeights& w) {
   return dh.mul_(w.scale);
 }
 
-Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w) {
+// What both gradients of a linear with adapters need of its output's gradient: undefined without adapters.
+Tensor adapter_gradient(const Tensor& dy, const LinearWeights& w) {
+  return w.lora ? lora_hidden_gradient(dy, *w.lora) : Tensor();
+}
+
+// `dh`: adapter_gradient(dy, w).
+Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w, const Tensor& dh) {
   Tensor dx = kernels::linear_backward_input_op(dy, w.weight);
-  if (w.lora)
-    matmul_accumulate_op(lora_hidden_gradient(dy, *w.lora), MatmulTranspose::No, w.lora->a,
-                         MatmulTranspose::No, dx);
+  if (w.lora) matmul_accumulate_op(dh, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, dx);
   return dx;
 }
 
-void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeights& w,
+void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeights& w, const Tensor& dh,
                               const ModelContext& context) {
-  const Tensor h = lora_hidden(x, w), dh = lora_hidden_gradient(dy, w);
+  const Tensor h = lora_hidden(x, w);
   Tensor a_grad = w.a_grad;
   context.events->before_gradient(w.parameters);
   kernels::linear_backward_weight_op(dh, x, a_grad);
@@ -89,9 +93,9 @@ void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeigh
   context.events->gradient_ready(w.parameters);
 }
 
-void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w,
+void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const Tensor& dh,
                                 const ModelContext& context) {
-  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, context);
+  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, dh, context);
   if (!w.main_grad.defined()) return;
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
   context.events->before_gradient(w.parameters);
@@ -125,17 +129,18 @@ Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, cons
 // gradient is computed; that one crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
                               const ModelContext& context) {
+  const Tensor dh = adapter_gradient(dy, w);
   if (!w.main_grad.defined() && !w.lora)
-    return context.rows.sum(linear_input_gradient(dy, w), "tp.column.dx").wait();
+    return context.rows.sum(linear_input_gradient(dy, w, dh), "tp.column.dx").wait();
   if (context.deferred != nullptr) {
     context.deferred->push(
         [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
-        [dy, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, context); });
-    return context.rows.sum(linear_input_gradient(dy, w), "tp.column.dx").wait();
+        [dy, dh, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, dh, context); });
+    return context.rows.sum(linear_input_gradient(dy, w, dh), "tp.column.dx").wait();
   }
   PendingRows x = context.rows.gather(normed, "tp.column.x");
-  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w), "tp.column.dx");
-  accumulate_weight_gradient(dy, x.wait(), w, context);
+  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w, dh), "tp.column.dx");
+  accumulate_weight_gradient(dy, x.wait(), w, dh, context);
   return dx.wait();
 }
 
@@ -222,14 +227,15 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const ModelContext& context = *w->context;
     const Tensor dy = grads[0].contiguous(), input = saved[0];
     const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
-    now_or_later(context, [dy, dy_all, input, w, &context] {
+    const Tensor dh = adapter_gradient(dy_all, w->attention_output);
+    now_or_later(context, [dy, dy_all, dh, input, w, &context] {
       LinearWeights matrix = w->attention_output;
       if (matrix.bias_grad.defined()) context.events->before_gradient(matrix.parameters);
       if (matrix.bias_grad.defined()) matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
       matrix.bias_grad.reset();
-      accumulate_weight_gradient(dy_all, input, matrix, context);
+      accumulate_weight_gradient(dy_all, input, matrix, dh, context);
     });
-    return {linear_input_gradient(dy_all, w->attention_output), dy, Tensor()};
+    return {linear_input_gradient(dy_all, w->attention_output, dh), dy, Tensor()};
   }
 };
 
@@ -256,11 +262,12 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const Tensor dy = grads[0].contiguous();
     const Tensor x = saved[0], rstd = saved[1], gate_up = saved[2], kept = saved[4];
     const Tensor dy_all = context.rows.gather(dy, "tp.down.dy").wait();
-    now_or_later(context, [dy_all, gate_up, kept, w, &context] {
+    const Tensor dh = adapter_gradient(dy_all, w->down);
+    now_or_later(context, [dy_all, dh, gate_up, kept, w, &context] {
       const Tensor activated = kept.defined() ? kept : kernels::swiglu_forward_op(gate_up);
-      accumulate_weight_gradient(dy_all, activated, w->down, context);
+      accumulate_weight_gradient(dy_all, activated, w->down, dh, context);
     });
-    const Tensor d_gate_up = kernels::swiglu_backward_op(linear_input_gradient(dy_all, w->down), gate_up);
+    const Tensor d_gate_up = kernels::swiglu_backward_op(linear_input_gradient(dy_all, w->down, dh), gate_up);
     const Tensor normed =
         saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
     const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, context);

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/rng.h"
 #include "kernels/adamw_op.h"
 
 namespace hearth {
@@ -43,13 +44,14 @@ BucketMemory DistributedOptimizer::grad_memory(int64_t zero_stage) {
 }
 
 DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters,
-                                           const OptimizerComms& comms, int64_t zero_stage)
+                                           const OptimizerComms& comms, int64_t zero_stage,
+                                           const OptimizerDtypes& dtypes)
     : config_(config),
       parameters_(parameters),
       comms_(comms),
       comm_(comms.data_parallel),
       zero_stage_(zero_stage),
-      separate_masters_(parameters.scalar_type() != at::kFloat) {
+      separate_masters_(dtypes.masters && parameters.scalar_type() != at::kFloat) {
   HEARTH_REQUIRE(zero_stage >= 0 && zero_stage <= 3, "zero_stage {} is not 0, 1, 2 or 3", zero_stage);
   const BucketPlan& plan = parameters.plan();
   HEARTH_REQUIRE(plan.dp_size == comm_.size(), "parameters are cut for {} data-parallel ranks, there are {}",
@@ -68,7 +70,10 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
     bucket.share =
         comms.replicas == nullptr ? shard : split(shard, comms.replicas->rank(), comms.replicas->size());
     const int64_t count = bucket.owned.count();
-    parameters.memory().allocating(MemoryPart::Optimizer, count * 4 * (separate_masters_ ? 3 : 2));
+    const auto bytes_of = [](at::ScalarType type) { return static_cast<int64_t>(c10::elementSize(type)); };
+    parameters.memory().allocating(
+        MemoryPart::Optimizer,
+        count * ((separate_masters_ ? 4 : 0) + bytes_of(dtypes.exp_avg) + bytes_of(dtypes.exp_avg_sq)));
     if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * 4);
     if (parameters.weights_on_demand(bucket.index)) {
       parameters.memory().allocating(
@@ -76,8 +81,8 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
       bucket.weight_shard = at::zeros({count}, options.dtype(parameters.scalar_type()));
     }
     bucket.master = separate_masters_ ? owned_weights(bucket).to(at::kFloat) : owned_weights(bucket);
-    bucket.exp_avg = at::zeros({bucket.owned.count()}, options);
-    bucket.exp_avg_sq = at::zeros({bucket.owned.count()}, options);
+    bucket.exp_avg = at::zeros({bucket.owned.count()}, options.dtype(dtypes.exp_avg));
+    bucket.exp_avg_sq = at::zeros({bucket.owned.count()}, options.dtype(dtypes.exp_avg_sq));
     if (shards_gradients()) bucket.grad_shard = at::zeros({bucket.owned.count()}, options);
     plan_ranges(bucket);
   }
@@ -281,6 +286,9 @@ void DistributedOptimizer::step(double lr, double grad_scale) {
     update.eps = config_.adam_eps;
     update.weight_decay = config_.weight_decay;
     update.step = num_updates_;
+    update.rounding_seed =
+        CounterRng(static_cast<uint64_t>(num_updates_), static_cast<uint64_t>(comm_.rank()))
+            .bits(static_cast<uint64_t>(bucket.index));
     update.grad_scale = grad_scale;
     kernels::adamw_step_op(update);
   }
@@ -424,7 +432,7 @@ void DistributedOptimizer::load(const TensorSource& source) {
 
 bool DistributedOptimizer::masters_are_finite() const {
   for (const auto& bucket : buckets_)
-    if (!std::isfinite(kernels::sum_of_squares_op(bucket.master).item<double>())) return false;
+    if (!std::isfinite(kernels::sum_of_squares_op(bucket.master.to(at::kFloat)).item<double>())) return false;
   return true;
 }
 

@@ -46,6 +46,12 @@ struct OptimizerComms {
   Comm* tied_embedding = nullptr;
 };
 
+// What AdamW keeps in which type (precision.main_params_dtype and the moments'). bf16 is rounded at random.
+struct OptimizerDtypes {
+  bool masters = true;  // an fp32 copy where the parameters are not fp32 themselves
+  at::ScalarType exp_avg = at::kFloat, exp_avg_sq = at::kFloat;
+};
+
 class DistributedOptimizer : public ParameterEvents {
  public:
   // Reduced gradient buckets that may wait for their sum while backward goes on: two hide one transfer behind
@@ -55,7 +61,7 @@ class DistributedOptimizer : public ParameterEvents {
   // Takes the weights in the store as the start where they are resident; load_masters() or load() set them
   // otherwise.
   DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, const OptimizerComms& comms,
-                       int64_t zero_stage);
+                       int64_t zero_stage, const OptimizerDtypes& dtypes = {});
   // How a store must be made for a stage.
   static BucketMemory weight_memory(int64_t zero_stage);
   static BucketMemory grad_memory(int64_t zero_stage);
@@ -98,12 +104,13 @@ class DistributedOptimizer : public ParameterEvents {
  private:
   struct BucketState {
     int64_t index = 0;
-    ElementRange owned;                      // that this rank updates, within the bucket
-    ElementRange share;                      // that this rank saves and measures, within owned
-    at::Tensor master, exp_avg, exp_avg_sq;  // fp32 [owned.count()]
-    at::Tensor weight_shard;                 // stage 3: parameter dtype [owned.count()]
-    at::Tensor grad_shard;                   // stage 2, 3: fp32 [owned.count()]
-    at::Tensor no_decay_ranges;              // int64 [R, 2], relative to owned.begin
+    ElementRange owned;  // that this rank updates, within the bucket
+    ElementRange share;  // that this rank saves and measures, within owned
+    at::Tensor master, exp_avg,
+        exp_avg_sq;                      // [owned.count()]; without masters the first is of the parameters
+    at::Tensor weight_shard;             // stage 3: parameter dtype [owned.count()]
+    at::Tensor grad_shard;               // stage 2, 3: fp32 [owned.count()]
+    at::Tensor no_decay_ranges;          // int64 [R, 2], relative to owned.begin
     std::vector<ElementRange> counted;   // parts of `owned` that enter the norm here, relative to owned.begin
     int64_t pending = 0, per_cycle = 0;  // contributions until the next reduction
     WorkPtr reduction, gather;
@@ -138,7 +145,7 @@ class DistributedOptimizer : public ParameterEvents {
   OptimizerComms comms_;
   Comm& comm_;
   int64_t zero_stage_;
-  bool separate_masters_;  // the model computes in another dtype than fp32
+  bool separate_masters_;  // fp32 copies of parameters in another type
   int64_t num_updates_ = 0;
   int64_t head_unit_ = -1,
           last_layer_unit_ = -1;  // of this rank; the table's unit where the head is tied; -1: no head
