@@ -32,6 +32,8 @@ std::string_view name(FileOp op) {
       return "read";
     case FileOp::Rename:
       return "rename";
+    case FileOp::Symlink:
+      return "link";
     case FileOp::Remove:
       return "remove";
     case FileOp::CreateDirectory:
@@ -182,6 +184,11 @@ void FaultFileSystem::rename(const std::string& from, const std::string& to) {
   real_.rename(from, to);
   record({FileOp::Rename, from, to, ""});
 }
+void FaultFileSystem::create_symlink(const std::string& target, const std::string& path) {
+  step(FileOp::Symlink, path);
+  real_.create_symlink(target, path);
+  record({FileOp::Symlink, path, target, ""});
+}
 void FaultFileSystem::remove(const std::string& path) {
   step(FileOp::Remove, path);
   real_.remove(path);
@@ -222,6 +229,7 @@ namespace {
 // A folder or a file of the replay. Names live in folders, so a rename moves a node and not a path.
 struct Node {
   bool folder = false;
+  std::string target;                     // of a link
   std::map<std::string, size_t> entries;  // as the program saw them
   std::map<std::string, size_t> durable;  // as the disk has them
   std::string bytes;                      // as the disk has them
@@ -244,6 +252,10 @@ class Replay {
       if (nodes_[child].folder) {
         fs.create_directories(target);
         materialise(fs, child, target);
+        continue;
+      }
+      if (!nodes_[child].target.empty()) {
+        fs.create_symlink(nodes_[child].target, target);
         continue;
       }
       const auto file = fs.create(target, CreateMode::Truncate);
@@ -290,6 +302,7 @@ class Replay {
     switch (record.op) {
       case FileOp::Create:
       case FileOp::CreateDirectory:
+      case FileOp::Symlink:
         return create(i, record);
       case FileOp::Write:
         return write(i, record);
@@ -309,6 +322,7 @@ class Replay {
     const auto [folder, entry] = place(record.path);
     nodes_.push_back({});
     nodes_.back().folder = record.op == FileOp::CreateDirectory;
+    if (record.op == FileOp::Symlink) nodes_.back().target = record.to;
     nodes_[folder].entries[entry] = nodes_.size() - 1;
     if (name_fate(i, parent_of(record.path)) == Survives::Yes)
       nodes_[folder].durable[entry] = nodes_.size() - 1;

@@ -23,6 +23,7 @@ enum class FileOp {
   Open,
   Read,
   Rename,
+  Symlink,
   Remove,
   CreateDirectory,
   SyncDirectory,
@@ -43,7 +44,7 @@ struct FileFault {
 struct FileRecord {
   FileOp op = FileOp::Write;
   std::string path;
-  std::string to;    // Rename
+  std::string to;    // Rename; Symlink: what it points to
   std::string data;  // Write
 };
 
@@ -71,6 +72,9 @@ class FaultFileSystem final : public FileSystem {
   bool exists(const std::string& path) override { return real_.exists(path); }
   bool is_directory(const std::string& path) override { return real_.is_directory(path); }
   bool is_symlink(const std::string& path) override { return real_.is_symlink(path); }
+  FileStamp stamp(const std::string& path) override { return real_.stamp(path); }
+  void create_symlink(const std::string& target, const std::string& path) override;
+  std::string read_symlink(const std::string& path) override { return real_.read_symlink(path); }
   std::vector<std::string> list(const std::string& directory) override;
   int64_t free_bytes(const std::string& path) override;
 

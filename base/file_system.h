@@ -33,6 +33,14 @@ class ReadableFile {
 
 enum class CreateMode { Truncate, Exclusive, Append };
 
+// What lies under a name, links not followed. Two equal stamps: nobody wrote to the file in between.
+struct FileStamp {
+  bool regular = false;  // a plain file
+  int64_t size = 0;
+  int64_t modified_ns = 0;  // of the clock of whoever wrote it: compare for equality only
+  bool operator==(const FileStamp&) const = default;
+};
+
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
@@ -46,6 +54,10 @@ class FileSystem {
   virtual bool exists(const std::string& path) = 0;
   virtual bool is_directory(const std::string& path) = 0;
   virtual bool is_symlink(const std::string& path) = 0;  // the name itself, not what it points to
+  virtual FileStamp stamp(const std::string& path) = 0;  // missing is an error
+  virtual void create_symlink(const std::string& target,
+                              const std::string& path) = 0;  // existing is an error
+  virtual std::string read_symlink(const std::string& path) = 0;
   virtual std::vector<std::string> list(const std::string& directory) = 0;  // names, sorted, without . and ..
   virtual int64_t free_bytes(const std::string& path) = 0;  // available to us on that file system
 

@@ -144,6 +144,23 @@ class PosixFileSystem final : public FileSystem {
     struct stat info {};
     return ::lstat(path.c_str(), &info) == 0 && S_ISLNK(info.st_mode);
   }
+  FileStamp stamp(const std::string& path) override {
+    struct stat info {};
+    if (::lstat(path.c_str(), &info) != 0) fail_errno("stat", path);
+    return {S_ISREG(info.st_mode), info.st_size, info.st_mtim.tv_sec * 1'000'000'000 + info.st_mtim.tv_nsec};
+  }
+  void create_symlink(const std::string& target, const std::string& path) override {
+    if (::symlink(target.c_str(), path.c_str()) != 0) fail_errno("link " + target + " as", path);
+  }
+  std::string read_symlink(const std::string& path) override {
+    std::error_code code;
+    const auto target = std::filesystem::read_symlink(path, code);
+    if (code) {
+      errno = code.value();
+      fail_errno("read link", path);
+    }
+    return target.string();
+  }
   std::vector<std::string> list(const std::string& directory) override {
     DIR* dir = ::opendir(directory.c_str());
     if (dir == nullptr) fail_errno("list", directory);

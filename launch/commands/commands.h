@@ -18,6 +18,7 @@ void add_generate_command(CLI::App& parent, CommandContext& context);
 void add_import_command(CLI::App& parent, CommandContext& context);
 void add_export_command(CLI::App& parent, CommandContext& context);
 void add_report_command(CLI::App& parent, CommandContext& context);
+void add_watch_command(CLI::App& parent, CommandContext& context);  // with lineage below it
 void add_checkpoint_command(CLI::App& parent, CommandContext& context);  // with inspect and verify below it
 
 // Below `hearth data`:

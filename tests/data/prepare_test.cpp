@@ -199,6 +199,11 @@ class KillingFileSystem final : public FileSystem {
   bool exists(const std::string& path) override { return real_.exists(path); }
   bool is_directory(const std::string& path) override { return real_.is_directory(path); }
   bool is_symlink(const std::string& path) override { return real_.is_symlink(path); }
+  FileStamp stamp(const std::string& path) override { return real_.stamp(path); }
+  void create_symlink(const std::string& target, const std::string& path) override {
+    tick(), real_.create_symlink(target, path);
+  }
+  std::string read_symlink(const std::string& path) override { return real_.read_symlink(path); }
   std::vector<std::string> list(const std::string& directory) override { return real_.list(directory); }
   int64_t free_bytes(const std::string& path) override { return real_.free_bytes(path); }
 
