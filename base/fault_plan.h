@@ -5,7 +5,8 @@
 // caller, who knows what to poison. Conditions that are not given match everything; count = which match fires
 // (default the first), every=1: each match from the count-th on. Points: init, data.next, fwd,
 // allreduce.before, allreduce.inside, step.end, ckpt.begin, ckpt.shard_written, ckpt.shard_synced,
-// ckpt.voted, ckpt.manifest, ckpt.renamed, ckpt.parent_synced, ckpt.pruning, async.copy, finalize.
+// ckpt.voted, ckpt.manifest, ckpt.renamed, ckpt.parent_synced, ckpt.pruning, async.copy, finalize;
+// those of `hearth watch`: launch/watch/watch_loop.h.
 #pragma once
 
 #include <cstdint>

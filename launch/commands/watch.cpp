@@ -24,7 +24,7 @@ namespace {
 
 struct WatchOptions {
   std::string config, program;
-  bool once = false, dry_run = false, take_over = false;
+  bool once = false, dry_run = false, take_over = false, give_up_run = false;
 };
 
 struct LineageOptions {
@@ -73,6 +73,7 @@ void run_watch(const WatchOptions& options, CommandContext& context) {
                   .at_point = [&faults](std::string_view point) { faults.hit(point); },
                   .stop_requested = stop_requested,
                   .check_lock = [&lock] { lock->check(); }});
+  if (options.give_up_run) loop.give_up_run();
   loop.run(options.once ? WatchMode::UntilIdle : WatchMode::Forever);
   log.info("event=watch.idle serving={} waiting={}", loop.state().serving, loop.state().waiting.size());
 }
@@ -196,6 +197,8 @@ void add_watch_command(CLI::App& parent, CommandContext& context) {
   command->add_flag("--dry-run", options->dry_run, "Print what would be done next, then end");
   command->add_option("--program", options->program,
                       "The hearth that steps are started with (default: this one)");
+  command->add_flag("--give-up-run", options->give_up_run,
+                    "First reject the run that is under way, whose files are then not used again");
   command->add_flag("--take-over", options->take_over,
                     "Take the workspace from a watcher on another host that is surely dead");
   auto lineage_options = std::make_shared<LineageOptions>();

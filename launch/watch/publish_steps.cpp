@@ -110,6 +110,11 @@ void WatchLoop::reject(const std::string& reason) {
   commit(std::move(next), {event});
 }
 
+void WatchLoop::give_up_run() {
+  if (state().run && state().phase != WatchPhase::Promote && state().phase != WatchPhase::Prune)
+    reject("given up by --give-up-run in the step '" + std::string(name(state().phase)) + "'");
+}
+
 // Newest keep_releases releases and candidates stay, with the checkpoints of their runs; the served one and
 // the base of comparison always. Sources, shards and the journal stay for good: they are the proof.
 void WatchLoop::prune() {

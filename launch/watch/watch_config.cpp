@@ -98,6 +98,23 @@ WatchConfig parse_watch_config(const std::string& text, const std::string& path)
   return file.watch;
 }
 
+std::string watch_reference_markdown() {
+  std::string out = R"(# Files of `hearth watch`
+
+One section, `watch`; as strict as an experiment file. `example.yaml` is complete. Relative paths are relative to the
+working directory. The six paths at the top and one condition of `trigger` must be given. What the loop does, and how it
+is resumed: [launch/watch/README.md](../../launch/watch/README.md).
+
+This page is made from the program's own table: `HEARTH_UPDATE=1 build/tests/launch/watch/launch_watch_watch_loop_test`.
+
+| key | default | meaning |
+|---|---|---|
+)";
+  for (const auto& key : flatten_config(WatchConfig{}))
+    out += fmt::format("| `{}` | `{}` | {} |\n", key.key, key.value, key.doc);
+  return out;
+}
+
 WatchConfig load_watch_config(FileSystem& fs, const std::string& path) {
   HEARTH_CHECK(fs.exists(path), Config, "there is no file '{}'", path);
   HEARTH_CHECK(!fs.is_directory(path), Config, "'{}' is a folder, not a file of `hearth watch`", path);

@@ -87,6 +87,7 @@ struct WatchConfig {
 
 // Throws Error{Config} that lists every mistake.
 WatchConfig load_watch_config(FileSystem& fs, const std::string& path);
+std::string watch_reference_markdown();  // configs/watch/README.md
 WatchConfig parse_watch_config(const std::string& text, const std::string& path);
 
 }  // namespace hearth

@@ -50,6 +50,9 @@ class WatchLoop {
   // Returns when nothing is left to do (UntilIdle). Throws Error{Preempted} when asked to stop, and for a
   // step that failed an Error whose exit code is the child's.
   void run(WatchMode mode);
+  // Ends the run that is under way as a rejected one; does nothing where there is none. For a run that cannot
+  // go on.
+  void give_up_run();
   const WatchState& state() const { return store_.state(); }
 
  private:

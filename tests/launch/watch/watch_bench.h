@@ -17,6 +17,7 @@
 #include "launch/watch/lineage.h"
 #include "launch/watch/watch_loop.h"
 #include "tests/data/data_fixture.h"
+#include "tests/trainer/checkpoint/temp_folder.h"
 
 namespace hearth::testing {
 
@@ -121,7 +122,7 @@ training: {train_iters: 1, micro_batch_size: 1, global_batch_size: 4}
 )";
 
 struct WatchBench {
-  TempFolder folder;
+  hearth::TempFolder folder;  // in memory: thousands of fsyncs
   std::unique_ptr<FileSystem> fs = make_posix_file_system();
   ManualClock clock;
   FakeChildren children{*fs};
@@ -129,6 +130,7 @@ struct WatchBench {
   Log log{{.level = LogLevel::Error}};
   AtPoint at_point;
   std::function<bool()> stop;
+  bool give_up = false;
 
   WatchBench() {
     write_byte_tokenizer(folder / "tokenizer");
@@ -168,6 +170,7 @@ struct WatchBench {
                     .at_point = at_point,
                     .stop_requested = stop,
                     .check_lock = {}});
+    if (give_up) loop.give_up_run();
     loop.run(WatchMode::UntilIdle);
   }
   std::vector<LineageEvent> events() const { return read_lineage(*fs, work("lineage.jsonl")); }

@@ -1,9 +1,13 @@
 // The loop of `hearth watch`: one round, judgements, bad files, and what is left after a kill at every point.
+#include <unistd.h>
+
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <cerrno>
+#include <cstdlib>
 
+#include "launch/config_parser.h"
 #include "launch/watch/trigger.h"
 #include "tests/launch/watch/watch_bench.h"
 
@@ -364,4 +368,32 @@ BOOST_AUTO_TEST_CASE(a_torn_line_of_the_journal_is_written_again_and_an_edited_j
   write_file(path, longer.substr(longer.find('\n') + 1));
   BOOST_CHECK_EXCEPTION(bench.run(), Error,
                         [](const Error& error) { return error.kind() == ErrorKind::Corrupt; });
+}
+
+BOOST_AUTO_TEST_CASE(a_run_that_cannot_go_on_can_be_given_up) {
+  WatchBench bench;
+  bench.drop("a.jsonl", 1);
+  bench.children.fail_with = {{"export", 5}};
+  bench.fs->create_directories(bench.work("releases"));
+  std::filesystem::copy(bench.config.base_model, bench.work("releases/0000"));
+  write_file(bench.work("releases/0000/model.safetensors"), std::string(1000, 'x'));
+  BOOST_CHECK_THROW(bench.run(), Error);
+  BOOST_CHECK_THROW(bench.run(), Error);  // the same step again
+  bench.children.fail_with.clear();
+  bench.give_up = true;
+  bench.run();
+  BOOST_TEST(bench.served() == "0000");
+  BOOST_TEST(bench.count("rejected") == 1);
+}
+
+BOOST_AUTO_TEST_CASE(the_example_that_ships_is_complete_and_its_page_is_current) {
+  const auto fs = make_posix_file_system();
+  const std::string root = HEARTH_SOURCE_DIR, page = root + "/configs/watch/README.md";
+  const WatchConfig config = load_watch_config(*fs, root + "/configs/watch/example.yaml");
+  BOOST_REQUIRE(chdir(root.c_str()) == 0);
+  BOOST_CHECK_NO_THROW(
+      load_experiment(*fs, config.experiment, data_overrides(config, "0001", config.base_model)));
+  if (std::getenv("HEARTH_UPDATE") != nullptr) fs->write_atomically(page, watch_reference_markdown());
+  BOOST_TEST(fs->read_text(page) == watch_reference_markdown(),
+             "configs/watch/README.md is behind WatchConfig; run this test with HEARTH_UPDATE=1");
 }
