@@ -11,6 +11,8 @@ namespace {
 Sample cut_window(const Shard& shard, int64_t first, int64_t seq_length, BorderTargets border_targets) {
   const int64_t count = std::min(seq_length + 1, shard.num_tokens() - first);
   Sample sample;
+  sample.shard_digest = shard.info().digest;
+  sample.first_token = first;
   sample.tokens.resize(static_cast<size_t>(count));
   shard.read_tokens(first, sample.tokens);
   sample.loss_mask.resize(static_cast<size_t>(count - 1));

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "data/blend.h"
@@ -29,6 +30,8 @@ struct Sample {
   std::vector<int32_t>
       document_starts;  // ascending positions in [0, seq_length) at which a document begins; first is 0
   Provenance provenance;
+  std::string shard_digest;  // of provenance.shard
+  int64_t first_token = 0;   // of the sample, in that shard
   bool operator==(const Sample&) const = default;
 };
 

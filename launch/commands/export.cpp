@@ -23,7 +23,7 @@ namespace {
 struct Arguments {
   std::string model, output, dtype;
   std::vector<std::string> overrides;
-  bool overwrite = false;
+  bool overwrite = false, allow_forgetting = false;
 };
 
 // The ranks of this host hold their shares in fp32. Where that is more than half of the free memory of some
@@ -65,6 +65,7 @@ void run(const Arguments& arguments, CommandContext& context) {
       {.output = output,
        .dtype = parse_transfer_dtype(arguments.dtype),
        .if_exists = arguments.overwrite ? IfOutputExists::Replace : IfOutputExists::Refuse,
+       .if_forgotten = arguments.allow_forgetting ? IfForgotten::Publish : IfForgotten::Refuse,
        .logits = std::move(logits),
        .progress = [&](int64_t done, int64_t total) { progress.update(done, total); },
        .warn = [&](const std::string& text) { log.warning("event=export_warning text=\"{}\"", text); }});
@@ -96,6 +97,8 @@ void add_export_command(CLI::App& parent, CommandContext& context) {
       ->allow_extra_args(false);
   app->add_flag("--overwrite", arguments->overwrite,
                 "Replace the model that --output holds, once the new one is checked");
+  app->add_flag("--allow-forgetting", arguments->allow_forgetting,
+                "Publish a model that forgot more than objective.incremental.max_forgetting of its run");
   app->callback([arguments, &context] { run(*arguments, context); });
 }
 

@@ -155,6 +155,19 @@ class Exporter {
           out);
     }
     check_special_tokens();
+    const auto& forgetting = model_.forgetting;
+    if (!forgetting || !forgetting->exceeds()) return;
+    const std::string text = fmt::format(
+        "{}: the loss on old held-out data rose by {:.4f} nats per token ({:.4f} to {:.4f}), and "
+        "objective.incremental.max_forgetting allows {:.4f}",
+        model_.origin, forgetting->after - forgetting->before, forgetting->before, forgetting->after,
+        forgetting->allowed);
+    HEARTH_CHECK(options_.if_forgotten == IfForgotten::Publish, Numeric,
+                 "{}: not published. Mix in more old data (objective.incremental.replay_share), lower "
+                 "optimizer.lr, take an "
+                 "earlier checkpoint, or pass --allow-forgetting",
+                 text);
+    warn(text + "; published on request");
   }
 
   void check_special_tokens() {
