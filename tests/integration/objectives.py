@@ -5,6 +5,7 @@ from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...]""
 import os
 import sys
 
+import tokenizers
 import torch
 import transformers
 from safetensors import safe_open
@@ -120,6 +121,7 @@ class Distill(Case):
         # Other depth, width and padding of the vocabulary.
         self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=3, hidden=96, tied=False).eval()
         copy_tokenizer(self.workspace, self.workspace.path("teacher"))
+        self.tokens = tokenizers.Tokenizer.from_file(self.workspace.path("tokenizer/tokenizer.json")).get_vocab_size()
         return super().prepare()
 
     def loss(self, samples):
@@ -127,7 +129,7 @@ class Distill(Case):
         student = self.logits(ids, mask)[keep]
         with torch.no_grad():
             teacher = self.teacher(input_ids=ids, attention_mask=mask).logits[keep]
-        shared = min(student.shape[-1], teacher.shape[-1])
+        shared = min(student.shape[-1], teacher.shape[-1], self.tokens)  # padding of either vocabulary has no opinion
         ce = cross_entropy(student, targets[keep])
         kd = divergence(self.kind, student[:, :shared], teacher[:, :shared], self.temperature, self.beta).mean()
         return (1 - self.alpha) * ce + self.alpha * self.temperature**2 * kd, {"ce loss": ce, "kd loss": kd}
