@@ -250,6 +250,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
        .device = device,
        .train_datasets = std::move(data.train),
        .validation_datasets = std::move(data.validation),
+       .old_validation_datasets = std::move(data.old_validation),
        .tokenizer = tokenizer,
        .saver = saver,
        .mesh = mesh.describe(),

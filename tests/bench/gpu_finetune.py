@@ -75,6 +75,19 @@ def write_model(workspace, preset):
     return preset
 
 
+def widen_tokenizer(workspace, size):
+    """The corpus' tokenizer with as many entries as the models have rows, so that a distillation's vocabulary is a whole one."""
+    path = workspace.path("tokenizer", "tokenizer.json")
+    with open(path, encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    known = len(tokenizer["model"]["vocab"])
+    first = max(max(tokenizer["model"]["vocab"].values()) + 1, *(t["id"] + 1 for t in tokenizer["added_tokens"]), known)
+    tokenizer["model"]["vocab"].update({f"<unused_{i}>": i for i in range(first, size)})
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(tokenizer, file)
+    hearth(["data", "prepare", "docs.jsonl", "--tokenizer", "tokenizer", "--output", "wide", "--seed", "7"], workspace.folder)
+
+
 def measure(workspace, name):
     student, teacher, micro, changes = CASES[name]
     changes = {f"model__{key}": None for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "family",
@@ -83,7 +96,7 @@ def measure(workspace, name):
     if teacher:
         changes["objective__teacher"] = write_model(workspace, teacher)
     # Windows of one document each, as the peers' causal mask.
-    changes.update(model__init_from=write_model(workspace, student), data__seq_length=SEQ, data__reset_attention_mask=False,
+    changes.update(data__train=[{"path": "wide"}], model__init_from=write_model(workspace, student), data__seq_length=SEQ, data__reset_attention_mask=False,
                    data__validation=[], training__micro_batch_size=micro, training__global_batch_size=micro,
                    training__train_iters=WARM_UP + STEPS, precision__dtype="bf16", optimizer__lr_warmup_iters=10,
                    optimizer__lr_decay_iters=1000, optimizer__lr=1e-4, optimizer__min_lr=1e-5)
@@ -98,6 +111,7 @@ def measure(workspace, name):
 
 def main():
     with Workspace(num_documents=4000) as workspace:
+        widen_tokenizer(workspace, shape_of("llama-1b")["vocab_size"])
         for name in sys.argv[1:] or CASES:
             measure(workspace, name)
 
