@@ -181,7 +181,8 @@ BOOST_AUTO_TEST_CASE(a_wholly_kept_teacher_is_the_teacher) {
     const auto got =
         kept_distillation_op(offline, keep(in.teacher, 50, 1.5), in.targets, {0, 50, 50}, loss, kAlone);
     BOOST_TEST(compare(got.divergence_N, want.divergence_N, 2e-6).ok());
-    BOOST_TEST(compare(got.cross_entropy_N, want.cross_entropy_N, 0.0).ok());
+    BOOST_TEST(compare(got.cross_entropy_N, want.cross_entropy_N, 2e-6)
+                   .ok());  // rows of another stride, another order of sums
     // Each is rounded once to the type of the logits.
     const Diff diff = compare(offline, online, dtype == at::kFloat ? 2e-6 : 0x1p-8);
     BOOST_TEST(diff.ok(), diff);
