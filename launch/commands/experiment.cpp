@@ -43,7 +43,9 @@ ExperimentData open_data(FileSystem& fs, const DataConfig& config, MissingData m
       if (data.missing.empty()) data.missing = path;
       return nullptr;
     }
-    return Dataset::open(fs, path);
+    auto dataset = Dataset::open(fs, path);
+    dataset->require_seq_length(config.seq_length);
+    return dataset;
   };
   for (const DatasetEntry& entry : config.train) {
     auto dataset = open(entry.path);
