@@ -14,11 +14,12 @@ constexpr std::array<std::string_view, 7> kOwnVariables{
     "messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token"};
 
 ChatTemplate parse_template(const Tokenizer& tokenizer, const std::string& origin) {
-  HEARTH_CHECK(!tokenizer.chat_template().empty(), BadInput,
-               "{}: the tokenizer has no chat template, so conversations have no text; give one with "
-               "--chat-template FILE (chat_template.jinja of the model whose markup you want), or put "
-               "chat_template.jinja beside the tokenizer's files",
-               origin);
+  HEARTH_CHECK(
+      !tokenizer.chat_template().empty(), BadInput,
+      "{}: the tokenizer has no chat template, so conversations have no text; put the chat_template.jinja "
+      "of the model whose markup you want beside the tokenizer's files (data prepare: or give it with "
+      "--chat-template FILE)",
+      origin);
   return ChatTemplate::parse(tokenizer.chat_template(), "chat template of " + origin);
 }
 
@@ -46,6 +47,7 @@ ChatFormat::ChatFormat(const Tokenizer& tokenizer, const std::string& origin, or
   set("eos_token", tokenizer_.eos_id());
   set("pad_token", tokenizer_.pad_id());
   find_end_tokens();
+  find_end_of_turn();
 }
 
 // Special tokens, but for the bos and those that the generation prompt consists of: these open a turn.
@@ -69,6 +71,25 @@ void ChatFormat::find_end_tokens() {
   }
   std::stable_sort(end_tokens_.begin(), end_tokens_.end(),
                    [](const auto& a, const auto& b) { return a.size() > b.size(); });
+}
+
+void ChatFormat::find_end_of_turn() {
+  const std::string answer = "7c1e0f";
+  const ordered_json probe = ordered_json::array(
+      {{{"role", "user"}, {"content", "x"}}, {{"role", "assistant"}, {"content", answer}}});
+  std::string text;
+  try {
+    text = render(probe, nullptr, GenerationPrompt::Omit).text;
+  } catch (const Error&) {
+    return;  // the template takes other conversations only
+  }
+  const size_t found = text.rfind(answer);
+  if (found == std::string::npos) return;
+  const size_t end = end_of_turn(text, found + answer.size());
+  for (const auto& token : end_tokens_) {
+    const bool is_end = end >= token.size() && text.compare(end - token.size(), token.size(), token) == 0;
+    if (is_end && end > found + answer.size()) return void(end_of_turn_id_ = tokenizer().token_to_id(token));
+  }
 }
 
 ChatTemplate::Rendered ChatFormat::render(const ordered_json& messages, const ordered_json& tools,

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,14 +39,18 @@ class ChatFormat {
   // allowed; else `at`. Such a token is the eos, or a special token that opens no turn (<|im_end|>,
   // <|eot_id|>).
   size_t end_of_turn(std::string_view text, size_t at) const;
+  // The token with which the template ends an answer, where it has one: generation stops there.
+  std::optional<int32_t> end_of_turn_id() const { return end_of_turn_id_; }
 
  private:
   void find_end_tokens();
+  void find_end_of_turn();
   const Tokenizer& tokenizer_;
   std::unique_ptr<Tokenizer> converted_;
   ChatTemplate template_;
   nlohmann::ordered_json variables_;
   std::vector<std::string> end_tokens_;  // longest first
+  std::optional<int32_t> end_of_turn_id_;
 };
 
 // The variables of --template-variable key=value, where value is JSON, else taken as a string. Throws
