@@ -154,7 +154,7 @@ class Preparation {
                  .pack_length = pack_length()};
     conversation_encoder_ =
         std::make_unique<ConversationEncoder>(*tokenizer_, std::move(format), chat.train_on);
-    report_.is_masked = true;
+    report_.kind = settings_->kind;
     report_.pack_length = pack_length();
   }
 

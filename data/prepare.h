@@ -62,7 +62,7 @@ struct PrepareReport {
   int64_t num_skipped_lines = 0;              // --skip-bad
   int64_t num_empty_documents = 0;
   // Of conversations. Trained and padding tokens are those of the new shards.
-  bool is_masked = false;
+  std::string kind = "text";  // else "sft" or "preference"
   int64_t num_cut_documents = 0, num_dropped_documents = 0, num_untrained_documents = 0;
   int64_t num_trained_tokens = 0, num_padding_tokens = 0;
   int64_t pack_length = 0;

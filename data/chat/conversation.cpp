@@ -137,15 +137,15 @@ void require_assistant(const Conversation& conversation, std::string_view what) 
                "{} has no assistant turn to learn from", what);
 }
 
-Conversation read_messages(const ordered_json& root, const RecordFields& fields) {
+Conversation read_messages(const ordered_json& root, const std::string& field) {
   Conversation out;
-  const bool sharegpt = !root.contains(fields.messages) && root.contains("conversations");
-  out.messages = checked_messages(need(root, fields.messages,
+  const bool sharegpt = !root.contains(field) && root.contains("conversations");
+  out.messages = checked_messages(need(root, field,
                                        sharegpt ? "; it has 'conversations': is this --format sharegpt?"
                                                 : " (choose with --messages-field)"),
-                                  fields.messages);
+                                  field);
   out.tools = read_tools(root);
-  require_assistant(out, fields.messages);
+  require_assistant(out, field);
   return out;
 }
 
@@ -172,8 +172,8 @@ Conversation read_alpaca(const ordered_json& root) {
 }
 
 // A function call of ShareGPT data is JSON text: {"name", "arguments"}, or a list of such objects.
-ordered_json tool_calls(const std::string& value, size_t index) {
-  const std::string what = fmt::format("conversations[{}]: the value of function_call", index);
+ordered_json tool_calls(const std::string& value, const std::string& where) {
+  const std::string what = where + ": the value of function_call";
   ordered_json parsed = parse(value, what + " is not JSON"), calls = ordered_json::array();
   if (parsed.is_object()) parsed = ordered_json::array({parsed});
   HEARTH_CHECK(parsed.is_array() && !parsed.empty(), BadInput, "{} is neither an object nor a list", what);
@@ -186,16 +186,17 @@ ordered_json tool_calls(const std::string& value, size_t index) {
   return calls;
 }
 
-Conversation read_sharegpt(const ordered_json& root) {
+Conversation read_sharegpt(const ordered_json& root, const std::string& field) {
   Conversation out;
   if (std::string system = text_or_empty(root, "system"); !system.empty())
     out.messages.push_back(message("system", std::move(system)));
   const ordered_json& turns =
-      need(root, "conversations",
-           root.contains("messages") ? "; it has 'messages': is this --format messages?" : "");
-  HEARTH_CHECK(turns.is_array(), BadInput, "field 'conversations' is not a list");
+      need(root, field,
+           root.contains("messages") ? "; it has 'messages': is this --format messages?"
+                                     : " (choose with --messages-field)");
+  HEARTH_CHECK(turns.is_array(), BadInput, "field '{}' is not a list", field);
   for (size_t i = 0; i < turns.size(); ++i) {
-    const std::string where = fmt::format("conversations[{}]", i);
+    const std::string where = fmt::format("{}[{}]", field, i);
     HEARTH_CHECK(
         turns[i].is_object() && find(turns[i], "from") != nullptr && find(turns[i], "value") != nullptr,
         BadInput, "{} lacks 'from' or 'value'", where);
@@ -211,7 +212,7 @@ Conversation read_sharegpt(const ordered_json& root) {
       out.messages.push_back(message("tool", std::move(value)));
     } else if (from == "function_call") {
       ordered_json call = message("assistant", "");
-      call["tool_calls"] = tool_calls(value, i);
+      call["tool_calls"] = tool_calls(value, where);
       out.messages.push_back(std::move(call));
     } else {
       fail(ErrorKind::BadInput,
@@ -222,7 +223,7 @@ Conversation read_sharegpt(const ordered_json& root) {
     }
   }
   out.tools = read_tools(root);
-  require_assistant(out, "conversations");
+  require_assistant(out, field);
   return out;
 }
 
@@ -288,6 +289,11 @@ FineTuningRecord read_preference(const ordered_json& root, const RecordFields& f
   return record;
 }
 
+std::string messages_field(RecordFormat format, const RecordFields& fields) {
+  if (!fields.messages.empty()) return fields.messages;
+  return format == RecordFormat::ShareGpt ? "conversations" : "messages";
+}
+
 std::string split_key_of(const FineTuningRecord& record) {
   const Conversation& first = record.conversations.front();
   ordered_json key = first.messages;
@@ -313,11 +319,10 @@ std::optional<RecordFormat> record_format_from(std::string_view name) {
 std::string describe_fields(RecordFormat format, const RecordFields& fields) {
   switch (format) {
     case RecordFormat::Messages:
-      return fields.messages;
+    case RecordFormat::ShareGpt:
+      return messages_field(format, fields);
     case RecordFormat::Alpaca:
       return "instruction,output";
-    case RecordFormat::ShareGpt:
-      return "conversations";
     case RecordFormat::PromptCompletion:
       return fields.prompt + "," + fields.response;
     case RecordFormat::Preference:
@@ -333,13 +338,13 @@ FineTuningRecord read_record(std::string_view json, RecordFormat format, const R
   FineTuningRecord record;
   switch (format) {
     case RecordFormat::Messages:
-      record.conversations.push_back(read_messages(root, fields));
+      record.conversations.push_back(read_messages(root, messages_field(format, fields)));
       break;
     case RecordFormat::Alpaca:
       record.conversations.push_back(read_alpaca(root));
       break;
     case RecordFormat::ShareGpt:
-      record.conversations.push_back(read_sharegpt(root));
+      record.conversations.push_back(read_sharegpt(root, messages_field(format, fields)));
       break;
     case RecordFormat::PromptCompletion:
       record = read_prompt_completion(root, fields);

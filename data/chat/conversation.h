@@ -21,7 +21,7 @@ std::optional<RecordFormat> record_format_from(std::string_view name);
 
 // Names of the fields that --messages-field, --prompt-field and --response-field choose.
 struct RecordFields {
-  std::string messages = "messages";    // Messages
+  std::string messages;                 // Messages, ShareGpt; empty: "messages", "conversations"
   std::string prompt = "prompt";        // PromptCompletion, Preference
   std::string response = "completion";  // PromptCompletion
 };

@@ -6,9 +6,9 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <iostream>
-#include <map>
 #include <memory>
 
+#include "base/error.h"
 #include "data/prepare.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
@@ -17,6 +17,7 @@ namespace hearth {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr const char* kFormats = "text|messages|alpaca|sharegpt|prompt_completion|preference";
 
 // One line that is redrawn on a terminal; otherwise a plain line at most every ten seconds and at the end of
 // a phase.
@@ -82,23 +83,22 @@ void print_report(const PrepareReport& report) {
     std::cerr << report.num_skipped_lines << " bad lines left out (--skip-bad)\n";
   if (report.num_empty_documents > 0)
     std::cerr << report.num_empty_documents << " empty documents left out\n";
-  if (report.num_cut_documents > 0) {
-    std::cerr << fmt::format("{} documents longer than {} tokens cut (--drop-long leaves them out)\n",
-                             report.num_cut_documents, report.pack_length);
-  }
-  if (report.num_dropped_documents > 0) {
-    std::cerr << fmt::format("{} documents longer than {} tokens left out (--drop-long)\n",
-                             report.num_dropped_documents, report.pack_length);
-  }
+  const auto note_long = [&](int64_t count, const char* what) {
+    if (count == 0) return;
+    std::cerr << fmt::format("{} {} longer than {} tokens {}\n", count,
+                             report.kind == "preference" ? "pairs" : "documents", report.pack_length, what);
+  };
+  note_long(report.num_cut_documents, "cut (--drop-long leaves them out)");
+  note_long(report.num_dropped_documents, "left out (--drop-long)");
   if (report.num_untrained_documents > 0)
-    std::cerr << report.num_untrained_documents << " documents hold no token that is learnt\n";
+    std::cerr << report.num_untrained_documents << " records hold no token that is learnt\n";
   if (report.num_sources == 0) {
     std::cout << "nothing new\n";
     return;
   }
   std::cout << fmt::format("{} documents, {} tokens from {} files in {} new shards\n", report.num_documents,
                            report.num_tokens, report.num_sources, report.num_shards);
-  if (report.is_masked) {
+  if (report.kind != "text") {
     const auto share = [&](int64_t part, int64_t whole) {
       return 100.0 * static_cast<double>(part) / static_cast<double>(whole);
     };
@@ -115,20 +115,20 @@ void print_report(const PrepareReport& report) {
 
 // Options of conversations; their names as in LLaMA-Factory and TRL where these have them.
 void add_conversation_options(CLI::App& command, ConversationOptions& options) {
-  std::map<std::string, RecordFormat> formats;
-  for (const auto format : {RecordFormat::Text, RecordFormat::Messages, RecordFormat::Alpaca,
-                            RecordFormat::ShareGpt, RecordFormat::PromptCompletion, RecordFormat::Preference})
-    formats.emplace(name(format), format);
   command
-      .add_option("--format", options.format,
-                  "What a record holds: text, or a conversation of one of these kinds (then .json files too)")
-      ->transform(CLI::CheckedTransformer(formats))
-      ->type_name("text|messages|alpaca|sharegpt|prompt_completion|preference")
-      ->default_str("text");
+      .add_option_function<std::string>(
+          "--format",
+          [&options](const std::string& given) {
+            const auto format = record_format_from(given);
+            HEARTH_REQUIRE(format.has_value(), "--format is '{}', expected one of {}", given, kFormats);
+            options.format = *format;
+          },
+          "What a record holds: text, or a conversation of one of these kinds (then .json files too)")
+      ->option_text(fmt::format("{} [text]", kFormats));
   const std::string group = "Conversations (--format other than text)";
   command
-      .add_option("--messages-field", options.fields.messages, "Field of a record that holds the messages")
-      ->capture_default_str()
+      .add_option("--messages-field", options.fields.messages,
+                  "Field of a record that holds the turns (default: messages; sharegpt: conversations)")
       ->group(group);
   command.add_option("--prompt-field", options.fields.prompt, "Field that holds the prompt")
       ->capture_default_str()
