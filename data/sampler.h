@@ -1,7 +1,8 @@
 // The sample stream: a pure function of (dataset list, weights, seed, sample index). A sample is a window of
 // seq_length + 1 tokens of one shard (stride seq_length, so every token is a target once); the last, shorter
-// window of a shard is not trained on. Windows are permuted per epoch, datasets are blended by weight;
-// neither needs an index, and nothing depends on the number of ranks. Thread-safe once built.
+// window of a shard is not trained on. In a packed dataset a window holds whole bins. Windows are permuted
+// per epoch, datasets are blended by weight; neither needs an index, and nothing depends on the number of
+// ranks. Thread-safe once built.
 #pragma once
 
 #include <cstdint>

@@ -53,7 +53,9 @@ ExperimentData open_data(FileSystem& fs, const ExperimentConfig& experiment, Mis
       if (data.missing.empty()) data.missing = path;
       return nullptr;
     }
-    return Dataset::open(fs, path);
+    auto dataset = Dataset::open(fs, path);
+    dataset->require_seq_length(config.seq_length);
+    return dataset;
   };
   const auto total = [](const std::vector<DatasetEntry>& entries) {
     double sum = 0;
