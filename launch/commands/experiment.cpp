@@ -97,6 +97,24 @@ void require_one_tokenizer(const ExperimentData& data) {
   for (const auto& dataset : data.old_validation) check(*dataset);
 }
 
+void require_data_of_objective(const ExperimentConfig& config, const ExperimentData& data) {
+  const std::string& objective = config.objective.kind;
+  bool conversations = false;
+  for (const auto& entry : data.train) {
+    const std::string kind = entry.dataset->kind();
+    conversations = conversations || kind == "sft";
+    HEARTH_CHECK((kind == "preference") == (objective == "dpo"), BadInput,
+                 "{} holds {}, and objective.kind is {}: {}", entry.dataset->directory(),
+                 kind == "preference" ? "preference pairs" : "no preference pairs", objective,
+                 objective == "dpo" ? "prepare pairs with `hearth data prepare --format preference`"
+                                    : "pairs are for objective.kind dpo");
+  }
+  HEARTH_CHECK(objective != "sft" || conversations, BadInput,
+               "objective.kind sft needs conversations, and {} is plain text: prepare them with `hearth data prepare "
+               "--format messages` (alpaca, sharegpt, ...), or train text with objective.kind pretrain",
+               data.train.front().dataset->directory());
+}
+
 std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const ExperimentData& data,
                                              std::unique_ptr<ModelBundle> bundle, CommandContext& context,
                                              Log& log) {

@@ -43,6 +43,8 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
                                              std::unique_ptr<ModelBundle> bundle, CommandContext& context,
                                              Log& log);
 
+// Throws Error{BadInput} where an objective cannot use the data: pairs are for dpo alone, sft needs conversations.
+void require_data_of_objective(const ExperimentConfig& config, const ExperimentData& data);
 // Throws Error{BadInput} that explains where the ids of a teacher's tokenizer mean other tokens than the
 // dataset's; padding at the end of the larger one may differ.
 void require_same_tokens(const Tokenizer& teacher, const std::string& origin, const Dataset& dataset,

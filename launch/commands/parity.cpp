@@ -46,6 +46,7 @@ Side open_side(const ParityOptions& options, const std::vector<std::string>& own
   auto bundle = complete_config(side.loaded, side.data, context, log);
   side.mesh = require_layout(side.loaded, context.job.control->world_size());
   require_one_tokenizer(side.data);
+  require_data_of_objective(side.loaded.config, side.data);
   side.weights = initial_weights(side.loaded, side.data, std::move(bundle), context, log);
   side.teacher = open_teacher(side.loaded, side.data, context, log);
   side.teacher_cache = open_teacher_cache(side.loaded, side.data, context);

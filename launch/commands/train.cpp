@@ -295,6 +295,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
     return;
   }
   require_one_tokenizer(data);
+  require_data_of_objective(loaded.config, data);
   control.set_timeout(loaded.config.parallel.collective_timeout_s);
   run_training(options, loaded, mesh, std::move(data), std::move(init_from), context, log);
 }
