@@ -16,7 +16,7 @@ namespace {
 }
 
 [[noreturn]] void too_large() {
-  fault("an integer has more than 127 bits");
+  fault("integers of more than 127 bits are not supported");
 }
 
 bool integers(const Value& a, const Value& b) {
@@ -177,22 +177,23 @@ Value positive(const Value& a) {
 }
 
 bool contains(const Value& container, const Value& item, Budget& budget) {
+  budget.spend(item.weight());
   if (container.is_text()) {
     if (!item.is_text()) fault("'in <string>' requires string as left operand, not {}", item.type_name());
     budget.spend_text(container.text().bytes.size());
-    return container.text().bytes.find(item.text().bytes) != std::string::npos;
+    return find_text(container.text().bytes, item.text().bytes) != std::string::npos;
   }
   if (container.is_dict()) return container.dict().find(item) != nullptr;
   if (!iterable(container)) fault("argument of type '{}' is not iterable", container.type_name());
+  if (container.is_undefined()) return false;
+  budget.spend(item.depth() > 0 || item.is_text() ? container.weight() : container.sequence()->items.size());
   if (container.is(SequenceKind::Generator)) {  // reads on up to the item
     Sequence& generator = *container.sequence();
     while (generator.taken < generator.items.size())
       if (equal(generator.items[generator.taken++], item)) return true;
     return false;
   }
-  if (container.is_undefined()) return false;
   const auto& items = container.sequence()->items;
-  budget.spend(items.size());
   return std::any_of(items.begin(), items.end(), [&](const Value& other) { return equal(other, item); });
 }
 
@@ -206,6 +207,8 @@ Int float_to_integer(double value) {
 Int as_integer(const Value& value) {
   require_defined(value);
   if (!value.is_integral()) fault("'{}' object cannot be interpreted as an integer", value.type_name());
+  if (value.integer() > INT64_MAX || value.integer() < INT64_MIN)
+    fault("cannot fit 'int' into an index-sized integer");
   return value.integer();
 }
 

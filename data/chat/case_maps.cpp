@@ -41,6 +41,24 @@ bool is_case_ignorable(char32_t c) {
   return in_ranges(kIgnorable, c);
 }
 
+bool is_class(char32_t c, CharacterClass which) {
+  if (c < 0x80) {
+    const bool digit = c >= '0' && c <= '9';
+    return which == CharacterClass::Alphabetic ? (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') : digit;
+  }
+  switch (which) {
+    case CharacterClass::Alphabetic:
+      return in_ranges(kAlphabetic, c);
+    case CharacterClass::Decimal:
+      return in_ranges(kDecimal, c);
+    case CharacterClass::Digit:
+      return in_ranges(kDigit, c);
+    case CharacterClass::Numeric:
+      return in_ranges(kNumeric, c);
+  }
+  return false;
+}
+
 bool is_printable(char32_t c) {
   if (c < 0x80) return c >= 0x20 && c != 0x7f;
   return !in_ranges(kUnprintable, c);

@@ -36,5 +36,6 @@ struct CodeRange {
 extern const std::span<const CaseRow> kCaseRows;  // by `first`; at most two rows interleave
 extern const std::span<const CaseSpecial> kCaseSpecials;
 extern const std::span<const CodeRange> kUnprintable, kIgnorable;
+extern const std::span<const CodeRange> kAlphabetic, kDecimal, kDigit, kNumeric;
 
 }  // namespace hearth::chat

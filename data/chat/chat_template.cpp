@@ -3,6 +3,7 @@
 #include "data/chat/check.h"
 #include "data/chat/interpreter.h"
 #include "data/chat/parser.h"
+#include "data/chat/scopes.h"
 #include "data/tokenizer/unicode.h"
 
 namespace hearth {
@@ -58,6 +59,7 @@ struct ChatTemplate::Impl {
   chat::Origin origin;
   chat::Block block;
   chat::Checked checked;
+  std::vector<std::string> declared;
 };
 
 ChatTemplate ChatTemplate::parse(std::string_view source, std::string name) {
@@ -65,6 +67,7 @@ ChatTemplate ChatTemplate::parse(std::string_view source, std::string name) {
   impl->origin.name = std::move(name);
   impl->block = chat::parse_template(source, impl->origin);
   impl->checked = chat::check_template(impl->block, impl->origin);
+  impl->declared = chat::declare_names(impl->block);
   return ChatTemplate(std::move(impl));
 }
 
@@ -88,7 +91,7 @@ ChatTemplate::Rendered ChatTemplate::render(const nlohmann::ordered_json& variab
   }
   chat::Interpreter interpreter(values);
   try {
-    interpreter.run(impl_->block);
+    interpreter.run(impl_->block, impl_->declared);
   } catch (const chat::Fault& fault) {
     impl_->origin.refuse(interpreter.line(), "{}", fault.message);
   }

@@ -57,6 +57,7 @@ Value Interpreter::evaluate(const Expression& node) {
   line_ = node.line;
   switch (node.kind) {
     case ExpressionKind::Item:
+      budget_.spend(second.weight() + (first.is_text() ? first.weight() : 0));
       return get_item(first, second);
     case ExpressionKind::Add:
       return add(first, second, budget_);
@@ -97,6 +98,7 @@ Value Interpreter::evaluate_dict(const Expression& node) {
     const Value key = evaluate(*node.children[i]);
     const Value value = evaluate(*node.children[i + 1]);
     line_ = node.line;
+    budget_.spend(key.weight());
     dict->set(key, value);
   }
   return Value(DictPtr(std::move(dict)));
@@ -117,8 +119,7 @@ Value Interpreter::evaluate_slice(const Expression& node) {
   }
   line_ = node.line;
   require_defined(subject);
-  // Python raises a TypeError for other indices, which jinja2 takes for an item that is not there.
-  if (!fits) return Value::undefined(fmt::format("{} has no element slice", subject.described()));
+  if (!fits) fault("slice indices must be integers or None or have an __index__ method");
   return get_slice(subject, slice, budget_);
 }
 
@@ -142,7 +143,10 @@ Value Interpreter::evaluate_compare(const Expression& node) {
 }
 
 bool Interpreter::compare(Comparison comparison, const Value& a, const Value& b) {
-  budget_.spend(1);
+  budget_.spend(comparison_weight(a, b));
+  const bool ordered = comparison != Comparison::Equal && comparison != Comparison::NotEqual &&
+                       comparison != Comparison::In && comparison != Comparison::NotIn;
+  if (ordered) require_defined(a);  // before b, whichever way round they are compared
   switch (comparison) {
     case Comparison::Equal:
       return equal(a, b);

@@ -33,6 +33,7 @@ Value apply_filter(const std::string& name, const Value& subject, const Argument
     fault("No filter named '{}' found.", name);
   }
   budget.spend(1);
+  if (subject.is_text()) budget.spend(subject.text().bytes.size() / 4);
   return filter(FilterCall{name, subject, arguments, budget});
 }
 

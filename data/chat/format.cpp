@@ -67,6 +67,7 @@ void append_sequence(std::string& out, const Sequence& sequence, const std::stri
       out += "<" + type + " object>";
       return;
     case SequenceKind::Range:
+      if (sequence.type.empty()) fault("writing out a slice of a range is not supported");
       out += sequence.type;
       return;
     default:

@@ -50,6 +50,7 @@ Dict make_dict(const Arguments& arguments, Budget& budget) {
       const auto items = iterate(pair, budget);
       if (items.size() != 2)
         fault("dictionary update sequence element has length {}; 2 is required", items.size());
+      budget.spend(items[0].weight());
       dict.set(items[0], items[1]);
     }
   }

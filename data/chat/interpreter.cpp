@@ -36,8 +36,15 @@ class Interpreter::Capture {
   std::string text_;
 };
 
-void Interpreter::run(const Block& block) {
-  scope_ = std::make_shared<Scope>(nullptr);
+Interpreter::ScopePtr Interpreter::make_scope(ScopePtr parent, const std::vector<std::string>& declared) {
+  auto scope = std::make_shared<Scope>(std::move(parent));
+  for (const auto& name : declared)
+    scope->set(name, Value::undefined(fmt::format("'{}' is undefined", name)));
+  return scope;
+}
+
+void Interpreter::run(const Block& block, const std::vector<std::string>& declared) {
+  scope_ = make_scope(nullptr, declared);
   run_block(block);
 }
 
@@ -101,7 +108,7 @@ void Interpreter::run_output(const Statement& statement) {
 
 // As in transformers, the body is a function of its own: what it sets is gone behind it.
 Interpreter::Flow Interpreter::run_generation(const Statement& statement) {
-  const Inside inside(*this, std::make_shared<Scope>(scope_));
+  const Inside inside(*this, make_scope(scope_, statement.declared));
   const size_t begin = text_.size();
   const Flow flow = run_block(statement.body);
   generated_.emplace_back(begin, text_.size());
@@ -112,7 +119,7 @@ Interpreter::Flow Interpreter::run_set_block(const Statement& statement) {
   Capture capture(*this);
   Flow flow = Flow::Normal;
   {
-    const Inside inside(*this, std::make_shared<Scope>(scope_));
+    const Inside inside(*this, make_scope(scope_, statement.declared));
     flow = run_block(statement.body);
   }
   if (flow != Flow::Normal) return flow;
@@ -130,7 +137,7 @@ Interpreter::Flow Interpreter::run_filter_block(const Statement& statement) {
   Value result;
   {
     Capture capture(*this);
-    const Inside inside(*this, std::make_shared<Scope>(scope_));
+    const Inside inside(*this, make_scope(scope_, statement.declared));
     const Flow flow = run_block(statement.body);
     if (flow != Flow::Normal) return flow;
     Value before = std::exchange(filter_input_, Value(capture.take()));
@@ -144,7 +151,7 @@ Interpreter::Flow Interpreter::run_filter_block(const Statement& statement) {
 Interpreter::Flow Interpreter::run_with(const Statement& statement) {
   std::vector<Value> values;
   for (const auto& expression : statement.expressions) values.push_back(evaluate(*expression));
-  const Inside inside(*this, std::make_shared<Scope>(scope_));
+  const Inside inside(*this, make_scope(scope_, statement.declared));
   for (size_t i = 0; i < values.size(); ++i) assign(statement.targets[i], values[i]);
   return run_block(statement.body);
 }
@@ -179,7 +186,7 @@ std::vector<Value> Interpreter::filtered(const Statement& statement, std::vector
   if (!statement.expressions[1]) return items;
   std::vector<Value> kept;
   for (Value& item : items) {
-    const Inside inside(*this, std::make_shared<Scope>(scope_));
+    const Inside inside(*this, make_scope(scope_, {}));
     assign(statement.target, item);
     if (evaluate(*statement.expressions[1]).truth()) kept.push_back(std::move(item));
   }
@@ -198,12 +205,12 @@ Interpreter::Flow Interpreter::run_loop(const Statement& statement, const Value&
     circles_.add(scope_);
   }
   if (loop->items.empty()) {
-    const Inside inside(*this, std::make_shared<Scope>(scope_));
+    const Inside inside(*this, make_scope(scope_, statement.else_declared));
     return run_block(statement.else_body);
   }
   for (; loop->index < loop->items.size(); ++loop->index) {
     budget_.spend(1);
-    const Inside inside(*this, std::make_shared<Scope>(scope_));
+    const Inside inside(*this, make_scope(scope_, statement.declared));
     assign(statement.target, loop->items[loop->index]);
     scope_->set("loop", Value(ObjectPtr(loop)));
     if (run_block(statement.body) == Flow::Break) break;
@@ -255,7 +262,7 @@ void Interpreter::write_value(const Value& value) {
 Interpreter::ScopePtr Interpreter::bind(const Macro& macro, const Arguments& arguments) {
   const MacroNode& node = *macro.node;
   const size_t count = node.parameters.size();
-  auto scope = std::make_shared<Scope>(macro.scope);
+  auto scope = make_scope(macro.scope, node.declared);
   std::vector<bool> used(arguments.named.size());
   const auto take_named = [&](const std::string& name) -> const Value* {
     for (size_t i = 0; i < used.size(); ++i) {

@@ -17,7 +17,7 @@ class Interpreter {
   // `variables` are what templates see under their names. Both must outlive the interpreter.
   explicit Interpreter(const Dict& variables) : variables_(variables) {}
   // Throws Fault; line() then says where.
-  void run(const Block& block);
+  void run(const Block& block, const std::vector<std::string>& declared);
   int line() const { return line_; }
   std::string take_text() { return std::move(text_); }
   std::vector<std::pair<size_t, size_t>> take_generated() { return std::move(generated_); }
@@ -28,6 +28,8 @@ class Interpreter {
   class Deeper;
   class Inside;
   class Capture;
+
+  static ScopePtr make_scope(ScopePtr parent, const std::vector<std::string>& declared);
 
   // interpreter.cpp: statements
   Flow run_block(const Block& block);

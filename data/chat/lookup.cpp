@@ -96,8 +96,9 @@ std::optional<Value> own_attribute(const Value& value, const std::string& name) 
   return std::nullopt;
 }
 
-Value missing_attribute(const Value& value, std::string_view name) {
-  return Value::undefined(fmt::format("'{}' has no attribute '{}'", value.described(), name));
+Value missing_attribute(const Value& value, const Value& name) {
+  Budget message;
+  return Value::undefined(fmt::format("'{}' has no attribute {}", value.described(), repr(name, message)));
 }
 
 }  // namespace
@@ -109,7 +110,7 @@ Value get_attribute(const Value& value, const std::string& name) {
     const Value* found = value.dict().find(name);
     if (found != nullptr) return *found;
   }
-  return missing_attribute(value, name);
+  return missing_attribute(value, Value(name));
 }
 
 Value get_item(const Value& value, const Value& key) {
@@ -131,7 +132,7 @@ Value get_item(const Value& value, const Value& key) {
   }
   if (key.is_text()) {
     if (auto own = own_attribute(value, key.text().bytes)) return std::move(*own);
-    return missing_attribute(value, key.text().bytes);
+    return missing_attribute(value, key);
   }
   Budget message;
   return Value::undefined(fmt::format("{} has no element {}", value.described(), repr(key, message)));
@@ -140,19 +141,20 @@ Value get_item(const Value& value, const Value& key) {
 Value get_slice(const Value& value, const Slice& slice, Budget& budget) {
   require_defined(value);
   if (value.is_text()) {
-    budget.spend_text(value.text().bytes.size());
+    budget.spend(1 + value.text().bytes.size() / (value.text().ascii ? 32 : 4));
     return text_like(value, slice_text(value.text(), slice));
   }
   if (!value.is(SequenceKind::List) && !value.is(SequenceKind::Tuple) && !value.is(SequenceKind::Range))
-    return Value::undefined(fmt::format("{} has no element slice", value.described()));
+    fault("'{}' object is not subscriptable", value.type_name());
   const auto& items = value.sequence()->items;
   const SliceRange range = resolve(slice, items.size());
   budget.spend(static_cast<uint64_t>(range.count));
   std::vector<Value> out;
   for (int64_t i = 0; i < range.count; ++i)
     out.push_back(items[static_cast<size_t>(range.first + i * range.step)]);
-  const bool is_range = value.is(SequenceKind::Range);
-  return make_sequence(is_range ? SequenceKind::List : value.sequence()->kind, std::move(out));
+  const Value result = make_sequence(value.sequence()->kind, std::move(out));
+  result.sequence()->type.clear();  // of a range: how it would be written is not known
+  return result;
 }
 
 }  // namespace hearth::chat

@@ -8,6 +8,7 @@ Characters whose maps follow one rule are one row: `step` apart, each map a cons
 import sys
 import unicodedata
 
+CLASSES = {"kAlphabetic": str.isalpha, "kDecimal": str.isdecimal, "kDigit": str.isdigit, "kNumeric": str.isnumeric}
 KINDS = {"Upper": str.isupper, "Lower": str.islower}
 
 
@@ -80,9 +81,11 @@ def main():
            for c in special])
     table("kUnprintableData", "CodeRange", pairs(ranges(lambda c: not c.isprintable())))
     table("kIgnorableData", "CodeRange", pairs(ranges(is_ignorable)))
+    for name, test in CLASSES.items():
+        table(f"{name}Data", "CodeRange", pairs(ranges(test)))
     print("// clang-format on\n")
     for name, type_name in (("kCaseRows", "CaseRow"), ("kCaseSpecials", "CaseSpecial"), ("kUnprintable", "CodeRange"),
-                            ("kIgnorable", "CodeRange")):
+                            ("kIgnorable", "CodeRange"), *((name, "CodeRange") for name in CLASSES)):
         print(f"const std::span<const {type_name}> {name} = {name}Data;")
     print("\n}  // namespace hearth::chat")
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "data/chat/operations.h"
+#include "data/tokenizer/unicode.h"
 
 namespace hearth::chat {
 
@@ -62,7 +63,7 @@ Value find(const Method& method, const Arguments& arguments, bool from_right, bo
   const std::string& sought = text_argument(bound.at(0));
   const size_t at = part.outside ? std::string::npos
                     : from_right ? part.text.rfind(sought)
-                                 : part.text.find(sought);
+                                 : find_text(part.text, sought);
   if (at != std::string::npos)
     return Value(part.begin + static_cast<Int>(count_characters(Value(part.text.substr(0, at)).text())));
   if (must_exist) fault("substring not found");
@@ -76,7 +77,8 @@ Value count(const Method& method, const Arguments& arguments) {
   if (part.outside) return Value(Int{0});
   if (sought.empty()) return Value(Int{1} + static_cast<Int>(count_characters(Value(part.text).text())));
   Int found = 0;
-  for (size_t at = 0; (at = part.text.find(sought, at)) != std::string::npos; at += sought.size()) ++found;
+  for (size_t at = 0; (at = find_text(part.text, sought, at)) != std::string::npos; at += sought.size())
+    ++found;
   return Value(found);
 }
 
@@ -103,7 +105,7 @@ Value partition(const Method& method, const Arguments& arguments, bool from_righ
   const Bound bound(method.name, arguments, {"sep"}, 1);
   const std::string &text = method.self.text().bytes, &separator = text_argument(bound.at(0));
   if (separator.empty()) fault("empty separator");
-  const size_t at = from_right ? text.rfind(separator) : text.find(separator);
+  const size_t at = from_right ? text.rfind(separator) : find_text(text, separator);
   std::vector<std::string> parts = {text, "", ""};
   if (at == std::string::npos && from_right) std::swap(parts[0], parts[2]);
   if (at != std::string::npos) parts = {text.substr(0, at), separator, text.substr(at + separator.size())};
@@ -134,18 +136,14 @@ Value zero_filled(const Method& method, const Arguments& arguments, Budget& budg
   return text_like(method.self, text.substr(0, sign) + repeat("0", missing, budget) + text.substr(sign));
 }
 
-// isalpha and its like: exact for ASCII; other characters would need more tables than templates do.
-Value all_of_class(const Method& method) {
-  const std::string& text = method.self.text().bytes;
-  if (!method.self.text().ascii) fault("the method '{}' is supported for ASCII text only", method.name);
-  const auto digit = [](char c) { return c >= '0' && c <= '9'; };
-  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
-  const auto matches = [&](char c) {
-    if (method.name == "isalpha") return letter(c);
-    if (method.name == "isalnum") return letter(c) || digit(c);
-    return digit(c);
+// Whether there are characters, all of them of one of the classes.
+Value all_of_class(const Method& method, std::initializer_list<CharacterClass> classes) {
+  const auto all = characters(method.self.text().bytes);
+  const auto matches = [&](std::string_view character) {
+    const char32_t c = unicode::decode_at(character, 0);
+    return std::any_of(classes.begin(), classes.end(), [&](CharacterClass one) { return is_class(c, one); });
   };
-  return Value(!text.empty() && std::all_of(text.begin(), text.end(), matches));
+  return Value(!all.empty() && std::all_of(all.begin(), all.end(), matches));
 }
 
 Value join_all(const Method& method, const Arguments& arguments, Budget& budget) {
@@ -193,15 +191,22 @@ std::optional<Value> asked_class(const Method& method) {
   if (name == "islower") return Value(is_case(text, Case::Lower));
   if (name == "isspace") return Value(!text.empty() && strip(text, std::nullopt, Side::Both).empty());
   if (name == "isascii") return Value(method.self.text().ascii);
-  if (name == "isalpha" || name == "isalnum" || name == "isdigit" || name == "isdecimal" ||
-      name == "isnumeric")
-    return all_of_class(method);
+  using enum CharacterClass;
+  if (name == "isalpha") return all_of_class(method, {Alphabetic});
+  if (name == "isdecimal") return all_of_class(method, {Decimal});
+  if (name == "isdigit") return all_of_class(method, {Digit});
+  if (name == "isnumeric") return all_of_class(method, {Numeric});
+  if (name == "isalnum") return all_of_class(method, {Alphabetic, Decimal, Digit, Numeric});
   return std::nullopt;
 }
 
 Value call_text_method(const Method& method, const Arguments& arguments, Budget& budget) {
   const std::string &name = method.name, &text = method.self.text().bytes;
-  budget.spend_text(text.size());
+  // Searching from the right, and case, cost more than copying.
+  budget.spend(1 + text.size() / 4);
+  for (const Value& argument : arguments.positional) budget.spend(argument.weight());
+  if (name[0] == 'r' && !arguments.positional.empty() && arguments.positional[0].is_text())
+    budget.spend(text.size() / 32 * (arguments.positional[0].text().bytes.size() / 64));
   if (name == "strip" || name == "lstrip" || name == "rstrip") {
     const Bound bound(name, arguments, {"chars"});
     const Side side = name == "strip" ? Side::Both : name == "lstrip" ? Side::Left : Side::Right;
@@ -241,6 +246,7 @@ Value call_dict_method(const Method& method, const Arguments& arguments, Budget&
   if (method.name == "get") {
     const Bound bound("get", arguments, {"key", "default"}, 1);
     if (!arguments.named.empty()) fault("dict.get() takes no keyword arguments");
+    budget.spend(bound.at(0).weight());
     const Value* found = dict.find(bound.at(0));
     return found != nullptr ? *found : bound.get(1, Value());
   }
@@ -262,7 +268,7 @@ Value call_dict_method(const Method& method, const Arguments& arguments, Budget&
 
 Value call_list_method(const Method& method, const Arguments& arguments, Budget& budget) {
   const auto& items = method.self.sequence()->items;
-  budget.spend(items.size());
+  budget.spend(method.self.weight());
   if (method.name == "copy") return make_list(items);
   const Bound bound(method.name, arguments, {"value", "start", "stop"}, 1);
   if (method.name == "count")

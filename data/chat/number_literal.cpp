@@ -48,7 +48,7 @@ std::optional<Int> read_integer(std::string_view text, int64_t base) {
     if (digit_of(c) >= base) return std::nullopt;
     if (__builtin_mul_overflow(value, Int{base}, &value) ||
         __builtin_add_overflow(value, Int{digit_of(c)}, &value))
-      fault("an integer has more than 127 bits");
+      fault("integers of more than 127 bits are not supported");
   }
   return negative ? -value : value;
 }

@@ -121,6 +121,8 @@ class Parser {
   StatementPtr parse_for(int line) {
     auto node = make(StatementKind::For, line);
     node->target = expressions_.target("in");
+    if (names_loop(node->target))
+      origin_.refuse(line, "Can't assign to special loop variable in for-loop target");
     if (names_namespace(node->target)) origin_.refuse(line, "a loop cannot assign to an attribute");
     tokens_.expect_name("in");
     node->expressions.push_back(expressions_.simple_tuple("recursive"));
@@ -138,6 +140,10 @@ class Parser {
   static bool names_namespace(const Target& target) {
     return !target.attribute.empty() ||
            std::any_of(target.items.begin(), target.items.end(), names_namespace);
+  }
+
+  static bool names_loop(const Target& target) {
+    return target.name == "loop" || std::any_of(target.items.begin(), target.items.end(), names_loop);
   }
 
   StatementPtr parse_set(int line) {

@@ -97,6 +97,7 @@ Value extreme(const FilterCall& call) {
   const bool smallest = call.name == "min", case_sensitive = bound.flag(0, false);
   const auto items = iterate(call.subject, call.budget);
   if (items.empty()) return Value::undefined("No aggregated item, sequence was empty.");
+  for (const Value& item : items) call.budget.spend(item.weight());
   const Path path = bound.has(1) ? path_of(bound.at(1)) : Path{};
   const auto key = [&](const Value& item) { return folded(follow(item, path), case_sensitive); };
   size_t best = 0;
@@ -139,7 +140,7 @@ Value items_filter(const FilterCall& call) {
 // A merge sort, which like Python's stays sensible whatever `before` answers.
 template <class Before>
 void sort_items(std::vector<Value>& items, bool reverse, Budget& budget, Before before) {
-  budget.spend(items.size() * 20);
+  for (const Value& item : items) budget.spend(item.weight() * 20);
   // Equal items keep their order either way, so a reversed sort is not a reversed order.
   std::stable_sort(items.begin(), items.end(),
                    [&](const Value& a, const Value& b) { return reverse ? before(b, a) : before(a, b); });
@@ -189,6 +190,7 @@ Value unique_filter(const FilterCall& call) {
   std::vector<Value> out;
   for (const Value& item : iterate(call.subject, call.budget)) {
     const Value key = folded(follow(item, path), bound.flag(0, false));
+    call.budget.spend(key.weight());
     if (seen.find(key) != nullptr) continue;
     seen.set(key, Value());
     out.push_back(item);

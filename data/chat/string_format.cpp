@@ -76,7 +76,7 @@ std::string with_sign(std::string digits, bool negative, const Layout& layout, s
 
 std::string format_integer(Int value, const Layout& layout) {
   const bool negative = value < 0;
-  if (negative && value == -value) fault("an integer has more than 127 bits");
+  if (value == Int{1} << 127) fault("integers of more than 127 bits are not supported");
   const Int magnitude = negative ? -value : value;
   const bool hex = layout.type == 'x' || layout.type == 'X';
   std::string digits = in_base(magnitude,
@@ -156,7 +156,10 @@ class PercentFormat {
   }
 
  private:
-  bool used_all() const { return used_ > 0 || operand_.is_dict() || operand_.is(SequenceKind::List); }
+  bool used_all() const {
+    return used_ > 0 || operand_.is_dict() || operand_.is_undefined() || operand_.is(SequenceKind::List) ||
+           operand_.is(SequenceKind::Range);
+  }
 
   char current() const {
     if (pos_ >= format_.size()) fault("incomplete format");

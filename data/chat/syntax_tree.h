@@ -83,6 +83,7 @@ struct MacroNode {
   std::vector<ExpressionPtr> defaults;  // of the last parameters
   bool uses_caller = false, uses_kwargs = false, uses_varargs = false;
   Block body;
+  std::vector<std::string> declared;  // see scopes.h
 };
 
 enum class StatementKind {
@@ -112,6 +113,7 @@ struct Statement {
   Block body, else_body;
   bool recursive = false;
   std::unique_ptr<MacroNode> macro;
+  std::vector<std::string> declared, else_declared;  // of body and else_body, see scopes.h
 };
 
 }  // namespace hearth::chat

@@ -128,6 +128,8 @@ bool apply_test(const std::string& name, const Value& subject, const Arguments& 
   const Row* row = find_test(name);
   if (row == nullptr) fault("No test named '{}' found.", name);
   budget.spend(1);
+  if (subject.is_text()) budget.spend(subject.weight());
+  if (!arguments.positional.empty()) budget.spend(comparison_weight(subject, arguments.positional[0]));
   if (!row->takes_argument && (!arguments.positional.empty() || !arguments.named.empty()))
     fault("the test '{}' takes no arguments", name);
   return row->test(TestCall{name, subject, arguments, budget});

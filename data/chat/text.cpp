@@ -1,6 +1,7 @@
 #include "data/chat/text.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "data/chat/case_tables.h"
 #include "data/tokenizer/unicode.h"
@@ -43,7 +44,7 @@ std::vector<std::string> split_at_space(std::string_view text, int64_t limit) {
   size_t pos = skip_space(text, 0);
   while (pos < text.size()) {
     if (limit >= 0 && static_cast<int64_t>(parts.size()) == limit) {
-      parts.emplace_back(strip(text.substr(pos), std::nullopt, Side::Right));
+      parts.emplace_back(text.substr(pos));
       break;
     }
     const size_t end = skip_word(text, pos);
@@ -58,7 +59,7 @@ std::vector<std::string> split_right_at_space(std::string_view text, int64_t lim
   text = strip(text, std::nullopt, Side::Right);
   while (!text.empty()) {
     if (limit >= 0 && static_cast<int64_t>(parts.size()) == limit) {
-      parts.emplace_back(strip(text, std::nullopt, Side::Left));
+      parts.emplace_back(text);
       break;
     }
     size_t begin = text.size();
@@ -134,13 +135,21 @@ size_t count_characters(const Text& text) {
   }));
 }
 
+size_t find_text(std::string_view text, std::string_view sought, size_t pos) {
+  if (pos > text.size()) return std::string_view::npos;
+  const void* found = memmem(text.data() + pos, text.size() - pos, sought.data(), sought.size());
+  return found == nullptr ? std::string_view::npos
+                          : static_cast<size_t>(static_cast<const char*>(found) - text.data());
+}
+
 bool is_space(char32_t c) {
   if (c < 0x80) return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20);
   return unicode::is_white_space(c);
 }
 
 SliceRange resolve(const Slice& slice, size_t size) {
-  const Int n = static_cast<Int>(size), step = slice.step.value_or(1);
+  constexpr Int kFar = Int{1} << 64;  // beyond every text and list
+  const Int n = static_cast<Int>(size), step = std::clamp(slice.step.value_or(1), -kFar, kFar);
   if (step == 0) fault("slice step cannot be zero");
   const Int low = step < 0 ? -1 : 0, high = step < 0 ? n - 1 : n;
   const auto clamp = [&](Int index) { return std::clamp(index < 0 ? index + n : index, low, high); };
@@ -208,7 +217,7 @@ std::vector<std::string> split(std::string_view text, std::optional<std::string_
   std::vector<std::string> parts;
   size_t pos = 0;
   while (limit < 0 || static_cast<int64_t>(parts.size()) < limit) {
-    const size_t found = text.find(*separator, pos);
+    const size_t found = find_text(text, *separator, pos);
     if (found == std::string_view::npos) break;
     parts.emplace_back(text.substr(pos, found - pos));
     pos = found + separator->size();
@@ -259,7 +268,7 @@ std::string replace(std::string_view text, std::string_view from, std::string_vi
     const size_t found = from.empty() ? (done == 0           ? 0
                                          : pos < text.size() ? next(text, pos)
                                                              : std::string_view::npos)
-                                      : text.find(from, pos);
+                                      : find_text(text, from, pos);
     if (found == std::string_view::npos) break;
     emit(text.substr(pos, found - pos));
     emit(to);

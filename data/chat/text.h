@@ -36,6 +36,9 @@ std::optional<std::string> character_at(const Text& text, Int index);
 enum class Side { Left, Right, Both };
 // Without `chars`: white space.
 std::string_view strip(std::string_view text, std::optional<std::string_view> chars, Side side);
+// Where `sought` begins, from `pos` on; npos if nowhere. Linear time, which std::string::find does not
+// promise.
+size_t find_text(std::string_view text, std::string_view sought, size_t pos = 0);
 // Without `separator`: at runs of white space. `limit` < 0: no limit.
 std::vector<std::string> split(std::string_view text, std::optional<std::string_view> separator,
                                int64_t limit);
@@ -57,6 +60,10 @@ std::string swap_case(std::string_view text);
 enum class Case { Upper, Lower };
 // Python's isupper, islower: at least one cased character, and all of them of this case.
 bool is_case(std::string_view text, Case which);
+
+// Python's isalpha, isdecimal, isdigit, isnumeric of one character.
+enum class CharacterClass { Alphabetic, Decimal, Digit, Numeric };
+bool is_class(char32_t c, CharacterClass which);
 
 // What markupsafe.escape does with < > & ' and the double quote.
 std::string escape_html(std::string_view text, Budget& budget);

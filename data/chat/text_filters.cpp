@@ -122,13 +122,12 @@ Value truncate_filter(const FilterCall& call) {
   const Int length_wanted = bound.has(0) ? as_integer(bound.at(0)) : Int{255};
   const std::string end = bound.has(2) ? str(bound.at(2), call.budget) : "...";
   const Int leeway = bound.has(3) && !bound.at(3).is_none() ? as_integer(bound.at(3)) : Int{5};
-  require_defined(call.subject);
-  if (!call.subject.is_text()) fault("object of type '{}' has no len()", call.subject.type_name());
   const Int end_length = static_cast<Int>(count_characters(Value(end).text()));
   if (length_wanted < end_length)
     fault("expected length >= {}, got {}", to_text(end_length), to_text(length_wanted));
   if (leeway < 0) fault("expected leeway >= 0, got {}", to_text(leeway));
   if (length(call.subject) <= length_wanted + leeway) return call.subject;
+  if (!call.subject.is_text()) fault("the filter 'truncate' cannot cut a '{}'", call.subject.type_name());
   std::string kept =
       slice_text(call.subject.text(), {std::nullopt, length_wanted - end_length, std::nullopt});
   if (!bound.flag(1, false)) kept = kept.substr(0, kept.rfind(' '));

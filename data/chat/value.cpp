@@ -38,6 +38,16 @@ bool is_ascii(std::string_view bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
 }
 
+uint64_t saturated(uint64_t weight) {
+  return std::min(weight, Budget::kUnits + 1);
+}
+
+uint64_t weight_of(const std::vector<Value>& items) {
+  uint64_t weight = 1;
+  for (const Value& item : items) weight = saturated(weight + item.weight());
+  return weight;
+}
+
 int deepest(const std::vector<Value>& items) {
   int depth = 0;
   for (const Value& item : items) depth = std::max(depth, item.depth());
@@ -81,6 +91,12 @@ int Value::depth() const {
   if (is_sequence()) return sequence()->depth;
   if (is_dict()) return dict().depth();
   return is_object() ? object()->depth : 0;
+}
+
+uint64_t Value::weight() const {
+  if (is_text()) return 1 + text().bytes.size() / Budget::kBytesPerUnit;
+  if (is_sequence()) return sequence()->weight;
+  return is_dict() ? dict().weight() : 1;
 }
 
 std::string Value::type_name() const {
@@ -148,6 +164,7 @@ const Value* Dict::find(std::string_view key) const {
 void Dict::set(const Value& key, Value value) {
   const size_t hash = hash_of(key);
   depth_ = std::max(depth_, checked_depth(std::max(key.depth(), value.depth()) + 1));
+  weight_ = saturated(weight_ + key.weight() + value.weight());
   const size_t at = position(key, hash);
   if (at != kNowhere) {
     entries_[at].second = std::move(value);
@@ -168,6 +185,7 @@ Value make_sequence(SequenceKind kind, std::vector<Value> items) {
   auto sequence = std::make_shared<Sequence>();
   sequence->kind = kind;
   sequence->depth = checked_depth(deepest(items) + 1);
+  sequence->weight = weight_of(items);
   sequence->items = std::move(items);
   return Value(std::move(sequence));
 }
@@ -180,6 +198,10 @@ Value make_generator(std::vector<Value> items, std::string type) {
 
 void require_defined(const Value& value) {
   if (value.is_undefined()) throw Fault{value.undefined_info().message};
+}
+
+uint64_t comparison_weight(const Value& a, const Value& b) {
+  return std::min(a.weight(), b.weight());
 }
 
 bool equal(const Value& a, const Value& b) {

@@ -76,6 +76,7 @@ struct Sequence {
   size_t taken = 0;                // Generator: how many items were consumed
   std::string type = "generator";  // Generator: its Python type. Range: how it is written
   int depth = 1;
+  uint64_t weight = 1;
 };
 
 class Dict;
@@ -140,6 +141,9 @@ class Value {
 
   // How many levels of containers; 0 for scalars.
   int depth() const;
+  // Roughly how many steps it takes to look at the whole of it, what is shared counted every time; at most a
+  // little above Budget::kUnits. What compares or hashes values pays this first.
+  uint64_t weight() const;
   // The name of its Python class, e.g. "str".
   std::string type_name() const;
   // The class as jinja2's messages about undefined attributes name it, e.g. "dict object", "None".
@@ -163,6 +167,7 @@ class Dict {
   const Value* find(std::string_view key) const;
   void set(const Value& key, Value value);
   int depth() const { return depth_; }
+  uint64_t weight() const { return weight_; }
 
  private:
   size_t position(const Value& key, size_t hash) const;
@@ -171,6 +176,7 @@ class Dict {
   std::vector<std::pair<Value, Value>> entries_;
   std::unordered_multimap<size_t, size_t> index_;  // hash of key -> entry, once there are more than kScanned
   int depth_ = 1;
+  uint64_t weight_ = 1;
 };
 
 // Fault where items stand deeper than kMaxValueDepth.
@@ -187,6 +193,8 @@ int checked_depth(int depth);
 // Raises jinja2's message if the value is undefined.
 void require_defined(const Value& value);
 
+// The work that equal and less may do; pay it before.
+uint64_t comparison_weight(const Value& a, const Value& b);
 bool equal(const Value& a, const Value& b);
 // Python's a < b; Fault for types without an order between them. `symbol` is for the message.
 bool less(const Value& a, const Value& b, std::string_view symbol = "<");

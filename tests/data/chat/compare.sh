@@ -10,7 +10,7 @@ if ! "$HEARTH_PYTHON" -c 'import jinja2, transformers' 2>/dev/null; then
   echo "skipped: $HEARTH_PYTHON lacks jinja2 or transformers (set HEARTH_PYTHON)"
   exit 77
 fi
-if [ "$script" = compare_templates.py ]; then
+if [ "$script" != compare_expressions.py ]; then
   case " $* " in
     *" --all "*)
       "$here/../../fetch_artefacts.sh" chat-templates || { echo "skipped: the templates could not be fetched"; exit 77; } ;;
