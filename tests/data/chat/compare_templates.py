@@ -17,11 +17,17 @@ import oracle
 
 
 def carried(artefacts):
-    """Templates inside of the tokenizer_config.json files that other tests fetch anyway."""
+    """Templates inside of the tokenizer_config.json and GGUF files that other tests fetch, as far as they are there."""
     for path in sorted(artefacts.glob("*/tokenizer_config.json")):
         template = json.loads(path.read_text()).get("chat_template")
         if isinstance(template, str):
             yield path.parent.name, template
+    for path in sorted(artefacts.glob("*/*.gguf")):
+        import gguf  # only where there is such a file
+
+        field = gguf.GGUFReader(path).fields.get("tokenizer.chat_template")
+        if field is not None:
+            yield path.parent.name, field.contents()
 
 
 def templates(arguments):

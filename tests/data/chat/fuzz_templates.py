@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--driver", required=True)
     parser.add_argument("--artefacts", type=pathlib.Path, default=pathlib.Path("/nonexistent"))
     parser.add_argument("--all", action="store_true", help="the templates that llama.cpp collects too")
-    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     for source in GREEDY:
