@@ -14,24 +14,27 @@ constexpr int64_t kTokenSlab = 1 << 20;             // elements read from a toke
 constexpr int64_t kMaxTokensPerDocument = 4 << 20;  // a flat token file without eos is cut here
 constexpr int kMaxFolderDepth = 32;                 // below the 40 links at which Linux gives up on a path
 
-std::optional<SourceKind> kind_of(std::string path) {
-  if (path.ends_with(".h5") || path.ends_with(".hdf5")) return SourceKind::Tokens;
+std::optional<SourceKind> kind_of(std::string path, CorpusContent content) {
+  const bool documents = content == CorpusContent::Documents;
+  if (documents && (path.ends_with(".h5") || path.ends_with(".hdf5"))) return SourceKind::Tokens;
   if (path.ends_with(".gz")) path.resize(path.size() - 3);
   if (path.ends_with(".zst")) path.resize(path.size() - 4);
-  if (path.ends_with(".txt")) return SourceKind::Text;
+  if (documents && path.ends_with(".txt")) return SourceKind::Text;
   if (path.ends_with(".jsonl")) return SourceKind::JsonLines;
+  if (!documents && path.ends_with(".json")) return SourceKind::JsonArray;
   return std::nullopt;
 }
 
-void list_folder(FileSystem& fs, const std::string& folder, int depth, CorpusListing& out) {
+void list_folder(FileSystem& fs, const std::string& folder, int depth, CorpusContent content,
+                 CorpusListing& out) {
   HEARTH_CHECK(depth <= kMaxFolderDepth, BadInput,
                "{}: folders nested deeper than {}; is there a cycle of links?", folder, kMaxFolderDepth);
   for (const auto& name : fs.list(folder)) {
     if (name[0] == '.') continue;
     const std::string path = folder.ends_with('/') ? folder + name : folder + "/" + name;
     if (fs.is_directory(path)) {
-      list_folder(fs, path, depth + 1, out);
-    } else if (const auto kind = kind_of(path)) {
+      list_folder(fs, path, depth + 1, content, out);
+    } else if (const auto kind = kind_of(path, content)) {
       out.sources.push_back({path, *kind, fs.open(path)->size(), {}, {}});
     } else {
       ++out.num_ignored;
@@ -67,17 +70,20 @@ size_t last_paragraph_end(std::string_view text) {
 
 }  // namespace
 
-CorpusListing list_corpus(FileSystem& fs, const std::vector<std::string>& inputs) {
+CorpusListing list_corpus(FileSystem& fs, const std::vector<std::string>& inputs, CorpusContent content) {
   CorpusListing listing;
   for (const auto& input : inputs) {
     HEARTH_CHECK(fs.exists(input), BadInput, "{}: no such file or folder", input);
     if (fs.is_directory(input)) {
-      list_folder(fs, input, 1, listing);
+      list_folder(fs, input, 1, content, listing);
       continue;
     }
-    const auto kind = kind_of(input);
-    HEARTH_CHECK(kind.has_value(), BadInput,
-                 "{}: unknown kind of file; expected .txt or .jsonl (also .gz, .zst), or .h5", input);
+    const auto kind = kind_of(input, content);
+    HEARTH_CHECK(
+        kind.has_value(), BadInput, "{}: unknown kind of file; expected {}", input,
+        content == CorpusContent::Documents
+            ? ".txt or .jsonl (also .gz, .zst), or .h5; .json holds conversations, which need --format"
+            : ".jsonl or .json (also .gz, .zst)");
     listing.sources.push_back({input, *kind, fs.open(input)->size(), {}, {}});
   }
   return listing;
@@ -195,6 +201,106 @@ class CorpusReader::LineReader final : public SourceReader {
   int64_t line_ = 1;
 };
 
+// .json: an array of values, or values one behind the other. A piece is a run of them, each on one line: line
+// ends between their parts become spaces (inside a string a line end is an error of JSON, and stays one).
+class CorpusReader::RecordReader final : public SourceReader {
+ public:
+  RecordReader(FileSystem& fs, const std::string& path, const CorpusOptions& options)
+      : path_(path), buffer_(fs, path), options_(options) {}
+  std::optional<CorpusPiece> next() override {
+    CorpusPiece piece;
+    piece.ordinal = written_;
+    piece.first_line = record_;
+    while (static_cast<int64_t>(piece.text.size()) < options_.unit_bytes) {
+      const std::string value = next_value();
+      if (value.empty()) break;
+      piece.text += value;
+      piece.text += '\n';
+      ++record_;
+    }
+    written_ += static_cast<int64_t>(piece.text.size());
+    if (piece.text.empty()) return std::nullopt;
+    return piece;
+  }
+  int64_t raw_position() const override { return buffer_.raw_position(); }
+
+ private:
+  static constexpr int kEnd = -1;
+  int peek() {
+    if (at_ == block_.size()) {
+      buffer_.fill(kBlockBytes);
+      block_ = buffer_.take(buffer_.text().size());
+      at_ = 0;
+    }
+    return at_ < block_.size() ? static_cast<unsigned char>(block_[at_]) : kEnd;
+  }
+  void skip_white_space() {
+    for (int c = peek(); c == ' ' || c == '\t' || c == '\r' || c == '\n'; c = peek()) ++at_;
+  }
+
+  // The next value, or nothing at the end of the array or file.
+  std::string next_value() {
+    skip_white_space();
+    if (record_ == 1 && !in_array_ && !ended_ && peek() == '[') {
+      in_array_ = true;
+      ++at_;
+      skip_white_space();
+    } else if (in_array_ && record_ > 1 && peek() == ',') {
+      ++at_;
+      skip_white_space();
+    }
+    if (in_array_ && peek() == ']') {
+      ++at_;
+      in_array_ = false, ended_ = true;
+      skip_white_space();
+    }
+    HEARTH_CHECK(!ended_ || peek() == kEnd, BadInput, "{}: something follows the array of {} records", path_,
+                 record_ - 1);
+    HEARTH_CHECK(!in_array_ || peek() != kEnd, BadInput,
+                 "{}: ends inside its array, after record {}; is the file whole?", path_, record_ - 1);
+    return ended_ || peek() == kEnd ? "" : scan_value();
+  }
+
+  // Up to the comma or bracket behind it; in a file without an array up to the bracket that ends it.
+  std::string scan_value() {
+    std::string value;
+    int depth = 0;
+    bool in_string = false, escaped = false;
+    for (int c = peek(); c != kEnd; c = peek()) {
+      if (!in_string && depth == 0 && in_array_ && (c == ',' || c == ']')) break;
+      if (!in_string && depth == 0 && !in_array_ && !value.empty() && c == '\n') break;
+      ++at_;
+      value.push_back(static_cast<char>(c == '\n' ? (in_string ? '\v' : ' ') : c));
+      HEARTH_CHECK(static_cast<int64_t>(value.size()) <= kMaxLineBytes, BadInput,
+                   "{}: record {} is longer than {} bytes", path_, record_, kMaxLineBytes);
+      if (in_string) {
+        in_string = escaped || c != '"';
+        escaped = !escaped && c == '\\';
+      } else if (c == '"') {
+        in_string = true;
+      } else if (c == '{' || c == '[') {
+        ++depth;
+      } else if (c == '}' || c == ']') {
+        --depth;
+        if (depth == 0 && !in_array_) break;
+      }
+    }
+    HEARTH_CHECK(peek() != kEnd || !in_array_, BadInput, "{}: ends inside record {}; is the file whole?",
+                 path_, record_);
+    // Nothing between two commas is a record all the same, a bad one; an empty text would end the file.
+    return value.empty() ? "," : value;
+  }
+
+  static constexpr size_t kBlockBytes = 1 << 20;
+  std::string path_;
+  TextBuffer buffer_;
+  CorpusOptions options_;
+  std::string block_;
+  size_t at_ = 0;
+  int64_t record_ = 1, written_ = 0;
+  bool in_array_ = false, ended_ = false;
+};
+
 // .h5: a piece is some rows of [N, L], or a stretch of a flat dataset that ends after an eos.
 class CorpusReader::TokenReader final : public SourceReader {
  public:
@@ -260,6 +366,8 @@ std::unique_ptr<CorpusReader::SourceReader> CorpusReader::open_source(int32_t in
       return std::make_unique<TextReader>(fs_, source.path, options_);
     case SourceKind::JsonLines:
       return std::make_unique<LineReader>(fs_, source.path, options_);
+    case SourceKind::JsonArray:
+      return std::make_unique<RecordReader>(fs_, source.path, options_);
     default:
       return std::make_unique<TokenReader>(source, options_);
   }

@@ -13,7 +13,7 @@
 
 namespace hearth {
 
-enum class SourceKind { Text, JsonLines, Tokens };
+enum class SourceKind { Text, JsonLines, JsonArray, Tokens };
 
 // What a .txt file is: one document, or one document per block of lines separated by blank lines.
 enum class TextDocuments { WholeFile, Paragraphs };
@@ -27,20 +27,22 @@ struct CorpusSource {
 };
 
 // Expands files and folders (recursive, names sorted, hidden names and unknown endings left out) in the given
-// order. Known endings: .txt .jsonl, each also .gz .zst; .h5 .hdf5. Throws Error{BadInput}: a missing input,
-// a named file with another ending, folders nested deeper than 32 (a cycle of links).
+// order. Known endings: for Documents .txt .jsonl, each also .gz .zst; .h5 .hdf5; for Records .jsonl and
+// .json, also .gz .zst. Throws Error{BadInput}: a missing input, a named file with another ending, folders
+// nested deeper than 32 (a cycle of links).
+enum class CorpusContent { Documents, Records };  // Records: JSON objects, as for fine-tuning
 struct CorpusListing {
   std::vector<CorpusSource> sources;
   int64_t num_ignored = 0;  // files inside folders with another ending
 };
-CorpusListing list_corpus(FileSystem& fs, const std::vector<std::string>& inputs);
+CorpusListing list_corpus(FileSystem& fs, const std::vector<std::string>& inputs, CorpusContent content);
 
 // A part of one source that ends at a document's end.
 struct CorpusPiece {
   int32_t source = 0;
-  int64_t ordinal = 0;          // unique within the source and ascending: byte offset, or element for Tokens
-  int64_t first_line = 1;       // of JsonLines
-  std::string text;             // Text: one document, or several paragraphs; JsonLines: whole lines
+  int64_t ordinal = 0;     // unique within the source and ascending: byte offset, or element for Tokens
+  int64_t first_line = 1;  // of JsonLines; of JsonArray the first record's number, from 1
+  std::string text;        // Text: one document, or several paragraphs; Json*: whole lines, one value each
   std::vector<int64_t> tokens;  // Tokens
   int64_t row_length = 0;       // Tokens: a document ends after each row; 0: only after eos
 };
@@ -60,7 +62,7 @@ struct CorpusOptions {
 // A text document longer than this is cut, preferably at a blank line, into several: it is far beyond any
 // context length, and memory stays bounded.
 inline constexpr int64_t kMaxDocumentBytes = 16 << 20;
-// A JSON line longer than this is an error.
+// A JSON line, or an element of a JSON array, longer than this is an error.
 inline constexpr int64_t kMaxLineBytes = 64 << 20;
 
 // Not thread-safe: callers take turns. Errors name the file.
@@ -74,6 +76,7 @@ class CorpusReader {
   class SourceReader;
   class TextReader;
   class LineReader;
+  class RecordReader;
   class TokenReader;
   std::unique_ptr<SourceReader> open_source(int32_t index);
   FileSystem& fs_;

@@ -49,15 +49,35 @@ std::optional<int32_t> Dataset::eos_id() const {
   return checked_cast<int32_t>(manifest_.common.eos_id);
 }
 
-std::vector<int32_t> Dataset::document(int64_t index) const {
+void Dataset::require_seq_length(int64_t seq_length) const {
+  HEARTH_CHECK(
+      pack_length() == 0 || seq_length % pack_length() == 0, Config,
+      "{}: its documents are packed into bins of {} tokens, which data.seq_length {} does not hold whole; "
+      "set data.seq_length to {} or a multiple of it, or prepare the data again with --pack-length {}",
+      directory_, pack_length(), seq_length, pack_length(), seq_length);
+}
+
+Dataset::Place Dataset::place(int64_t index) const {
   HEARTH_REQUIRE(index >= 0 && index < num_documents_, "{}: document {} of {} asked for", directory_, index,
                  num_documents_);
   const auto after = std::upper_bound(first_document_.begin(), first_document_.end(), index);
   const int64_t shard_index = after - first_document_.begin() - 1;
   const auto [begin, end] = shard(shard_index).document_range(index - *(after - 1));
-  std::vector<int32_t> tokens(static_cast<size_t>(end - begin));
-  shard(shard_index).read_tokens(begin, tokens);
+  return {shard_index, begin, end};
+}
+
+std::vector<int32_t> Dataset::document(int64_t index) const {
+  const Place at = place(index);
+  std::vector<int32_t> tokens(static_cast<size_t>(at.end - at.begin));
+  shard(at.shard).read_tokens(at.begin, tokens);
   return tokens;
+}
+
+std::vector<uint8_t> Dataset::document_loss_mask(int64_t index) const {
+  const Place at = place(index);
+  std::vector<uint8_t> mask(static_cast<size_t>(at.end - at.begin));
+  shard(at.shard).read_loss_mask(at.begin, mask);
+  return mask;
 }
 
 }  // namespace hearth

@@ -28,11 +28,26 @@ struct SourceInfo {
   bool operator==(const SourceInfo&) const = default;
 };
 
+inline constexpr int64_t kMaxPackLength = int64_t{1} << 24;
+
+// How conversations became the tokens and loss masks of a dataset. Appended sources must be treated alike.
+struct FineTuningSettings {
+  std::string kind;                  // "sft"; "preference": documents 2k and 2k + 1 are chosen and rejected
+  std::string record_format;         // name(RecordFormat)
+  std::string chat_template_digest;  // XXH3-128 of its source; empty: plain prompts and answers without one
+  std::string template_variables;    // JSON object
+  std::string train_on;              // name(TrainOn)
+  std::string long_documents;        // "cut" or "drop"
+  int64_t pack_length = 0;           // tokens per bin, at most kMaxPackLength; 0: not packed
+  bool operator==(const FineTuningSettings&) const = default;
+};
+
 // dataset.json, as a value.
 struct DatasetManifest {
   ShardAttributes common;  // format version, tokenizer digest, vocabulary size, eos id; source_digest unused
   double validation_fraction = 0;
-  std::string split;  // "", "train" or "validation"
+  std::string split;                              // "", "train" or "validation"
+  std::optional<FineTuningSettings> fine_tuning;  // none: kind "text", every token is a target
   std::vector<SourceInfo> sources;
   std::vector<ShardInfo> shards;
   bool operator==(const DatasetManifest&) const = default;
@@ -59,14 +74,28 @@ class Dataset {
   // Does not change when shards are appended or the folder moves: the digest of the first shard.
   const std::string& id() const { return manifest_.shards.front().digest; }
 
+  // "text", "sft" or "preference".
+  std::string kind() const { return manifest_.fine_tuning ? manifest_.fine_tuning->kind : "text"; }
+  // Tokens per bin; 0 where documents are not packed.
+  int64_t pack_length() const { return manifest_.fine_tuning ? manifest_.fine_tuning->pack_length : 0; }
+  // Windows of seq_length tokens must hold whole bins. Throws Error{Config} where they do not.
+  void require_seq_length(int64_t seq_length) const;
+
   int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
   const Shard& shard(int64_t index) const { return *shards_.at(static_cast<size_t>(index)); }
 
-  // Document i in [0, num_documents), in shard order, with the eos that prepare appended.
+  // Document i in [0, num_documents), in shard order, with the eos that prepare appended; the last one of a
+  // bin with its padding.
   std::vector<int32_t> document(int64_t index) const;
+  // Which of its tokens count as targets; all ones for kind "text".
+  std::vector<uint8_t> document_loss_mask(int64_t index) const;
 
  private:
   Dataset() = default;
+  struct Place {
+    int64_t shard, begin, end;
+  };
+  Place place(int64_t document) const;
   std::string directory_;
   DatasetManifest manifest_;
   std::string digest_;

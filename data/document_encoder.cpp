@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "data/packing.h"
 #include "data/permutation.h"
 
 namespace hearth {
@@ -62,6 +63,7 @@ RunBuilder DocumentEncoder::encode(const CorpusUnit& unit) const {
         encode_text(piece, out);
         break;
       case SourceKind::JsonLines:
+      case SourceKind::JsonArray:
         encode_lines(piece, out);
         break;
       case SourceKind::Tokens:
@@ -100,14 +102,18 @@ void DocumentEncoder::encode_lines(const CorpusPiece& piece, RunBuilder& out) co
     const std::string_view line = next_line(piece.text, at);
     if (is_blank(line)) continue;
     std::string problem;
-    const std::string_view text = text_of(parser, line, source.selector, problem);
-    if (problem.empty()) {
-      add_text(piece, ordinal, text, out);
-      continue;
+    if (options_.conversations) {
+      add_record(piece, ordinal, line, problem, out);
+    } else {
+      const std::string_view text = text_of(parser, line, source.selector, problem);
+      if (problem.empty()) add_text(piece, ordinal, text, out);
     }
+    if (problem.empty()) continue;
+    const bool numbered_records = source.kind == SourceKind::JsonArray;
     HEARTH_CHECK(options_.bad_lines == BadLines::Skip, BadInput,
-                 "{}:{}: {}; mend the line, or leave such lines out with --skip-bad", source.path,
-                 line_number, problem);
+                 "{}:{}{}: {}; mend the {}, or leave such {}s out with --skip-bad", source.path,
+                 numbered_records ? " record " : "", line_number, problem,
+                 numbered_records ? "record" : "line", numbered_records ? "record" : "line");
     ++out.counts(piece.source).num_skipped;
   }
 }
@@ -120,7 +126,53 @@ void DocumentEncoder::add_text(const CorpusPiece& piece, int64_t ordinal, std::s
   }
   std::vector<int32_t> tokens = tokenizer_.encode(text, SpecialTokens::Add);
   if (eos_id_ && (tokens.empty() || tokens.back() != *eos_id_)) tokens.push_back(*eos_id_);
-  add(piece, ordinal, xxh3_64(text), std::move(tokens), out);
+  add(piece, ordinal, xxh3_64(text), {std::move(tokens), {}}, 0, out);
+}
+
+namespace {
+
+void resize(MaskedDocument& document, int64_t length) {
+  document.tokens.resize(static_cast<size_t>(length));
+  document.loss_mask.resize(static_cast<size_t>(length));
+}
+
+}  // namespace
+
+void DocumentEncoder::add_record(const CorpusPiece& piece, int64_t ordinal, std::string_view line,
+                                 std::string& problem, RunBuilder& out) const {
+  const ConversationInput& input = *options_.conversations;
+  std::vector<MaskedDocument> documents;
+  uint64_t content_hash = 0;
+  try {
+    const FineTuningRecord record = read_record(line, input.format, input.fields);
+    content_hash = xxh3_64(record.split_key);
+    documents = input.encoder->encode(record);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::BadInput) throw;
+    problem = error.message();
+    return;
+  }
+  RunCounts& counts = out.counts(piece.source);
+  MaskedDocument& first = documents.front();
+  MaskedDocument second = documents.size() > 1 ? std::move(documents[1]) : MaskedDocument{};
+  if (first.tokens.empty() || (documents.size() > 1 && second.tokens.empty()))
+    return void(++counts.num_empty);
+  const auto first_size = static_cast<int64_t>(first.tokens.size());
+  const auto second_size = static_cast<int64_t>(second.tokens.size());
+  if (input.pack_length > 0 && first_size + second_size > input.pack_length) {
+    if (input.long_documents == LongDocuments::Drop) return void(++counts.num_dropped);
+    ++counts.num_cut;
+    const PairLengths cut = cut_pair({first_size, second_size}, input.pack_length);
+    resize(first, cut.first);
+    resize(second, cut.second);
+  }
+  const auto trained = [](const MaskedDocument& d) {
+    return std::find(d.loss_mask.begin(), d.loss_mask.end(), uint8_t{1}) != d.loss_mask.end();
+  };
+  if (!trained(first) || (!second.tokens.empty() && !trained(second))) ++counts.num_untrained;
+  first.tokens.insert(first.tokens.end(), second.tokens.begin(), second.tokens.end());
+  first.loss_mask.insert(first.loss_mask.end(), second.loss_mask.begin(), second.loss_mask.end());
+  add(piece, ordinal, content_hash, first, static_cast<int64_t>(second.tokens.size()), out);
 }
 
 void DocumentEncoder::encode_tokens(const CorpusPiece& piece, RunBuilder& out) const {
@@ -140,21 +192,26 @@ void DocumentEncoder::encode_tokens(const CorpusPiece& piece, RunBuilder& out) c
     const int64_t first = piece.ordinal + i + 1 - static_cast<int64_t>(tokens.size());
     const bool empty = tokens.size() == 1 && tokens[0] == eos_id_;  // padding
     if (empty) ++out.counts(piece.source).num_empty;
-    if (!empty) add(piece, first, xxh3_64(std::as_bytes(std::span(tokens))), tokens, out);
+    if (!empty) add(piece, first, xxh3_64(std::as_bytes(std::span(tokens))), {tokens, {}}, 0, out);
     tokens.clear();
   }
 }
 
 void DocumentEncoder::add(const CorpusPiece& piece, int64_t ordinal, uint64_t content_hash,
-                          std::vector<int32_t> tokens, RunBuilder& out) const {
-  if (tokens.empty())
+                          const MaskedDocument& document, int64_t num_second, RunBuilder& out) const {
+  if (document.tokens.empty())
     return void(++out.counts(piece.source).num_empty);  // a tokenizer may drop every character
   // The split must not follow the seed: a second call with another seed keeps each text on its side.
   const double uniform = static_cast<double>(mix64(content_hash) >> 11) * 0x1.0p-53;
   const size_t split = uniform < options_.validation_fraction ? 1 : 0;
   const auto source = static_cast<uint32_t>(piece.source);
   const uint64_t key = mix64(source_keys_[source] + static_cast<uint64_t>(ordinal));
-  out.add(split, {.key = key, .ordinal = static_cast<uint64_t>(ordinal), .source = source}, tokens);
+  out.add(split,
+          {.key = key,
+           .ordinal = static_cast<uint64_t>(ordinal),
+           .num_second = checked_cast<uint32_t>(num_second),
+           .source = source},
+          document.tokens, document.loss_mask);
 }
 
 }  // namespace hearth

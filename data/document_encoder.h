@@ -6,7 +6,9 @@
 // and an eos is appended unless it ends in one already. Ids of users' token files are taken as they are: a
 // document ends after each eos and, for [N, L], after each row; nothing is added. Documents without text, or
 // of an eos alone, are left out. The split depends on the document's content alone, so copies of a text never
-// lie on both sides.
+// lie on both sides. Lines that hold conversations become masked documents
+// (data/chat/conversation_encoder.h), a pair of preferences one entry of two documents; what is longer than a
+// bin is cut or left out here.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/chat/conversation_encoder.h"
 #include "data/corpus.h"
 #include "data/run_file.h"
 #include "data/tokenizer/tokenizer.h"
@@ -22,12 +25,23 @@
 namespace hearth {
 
 enum class BadLines { Stop, Skip };
+enum class LongDocuments { Cut, Drop };  // what is longer than a bin
+
+// How lines that hold conversations are read.
+struct ConversationInput {
+  RecordFormat format = RecordFormat::Messages;
+  RecordFields fields;
+  const ConversationEncoder* encoder = nullptr;
+  int64_t pack_length = 0;  // 0: documents may have any length
+  LongDocuments long_documents = LongDocuments::Cut;
+};
 
 struct EncoderOptions {
   uint64_t seed = 0;
   double validation_fraction = 0;
   BadLines bad_lines = BadLines::Stop;
   TextDocuments text_documents = TextDocuments::WholeFile;
+  std::optional<ConversationInput> conversations;  // lines are conversations
 };
 
 class DocumentEncoder {
@@ -44,8 +58,11 @@ class DocumentEncoder {
   void encode_lines(const CorpusPiece& piece, RunBuilder& out) const;
   void encode_tokens(const CorpusPiece& piece, RunBuilder& out) const;
   void add_text(const CorpusPiece& piece, int64_t ordinal, std::string_view text, RunBuilder& out) const;
-  void add(const CorpusPiece& piece, int64_t ordinal, uint64_t content_hash, std::vector<int32_t> tokens,
-           RunBuilder& out) const;
+  // The reason in `problem` where the line is not a record that can be encoded.
+  void add_record(const CorpusPiece& piece, int64_t ordinal, std::string_view line, std::string& problem,
+                  RunBuilder& out) const;
+  void add(const CorpusPiece& piece, int64_t ordinal, uint64_t content_hash, const MaskedDocument& document,
+           int64_t num_second, RunBuilder& out) const;
 
   const Tokenizer& tokenizer_;
   const std::vector<CorpusSource>& sources_;

@@ -1,4 +1,6 @@
 // dataset.json: writing and strict reading. The format is written down in data/README.md.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "base/strict_json.h"
@@ -30,6 +32,8 @@ ordered_json shard_json(const ShardInfo& shard) {
                    {"documents", extent_json(shard.documents)}};
   if (shard.loss_mask) out["loss_mask"] = extent_json(*shard.loss_mask);
   if (shard.segments) out["segments"] = extent_json(*shard.segments);
+  if (shard.num_trained_tokens) out["num_trained_tokens"] = *shard.num_trained_tokens;
+  if (shard.num_padding_tokens) out["num_padding_tokens"] = *shard.num_padding_tokens;
   return out;
 }
 
@@ -76,6 +80,9 @@ ShardInfo read_shard(JsonObject object) {
   shard.documents = read_extent(object, "documents");
   if (object.has("loss_mask")) shard.loss_mask = read_extent(object, "loss_mask");
   if (object.has("segments")) shard.segments = read_extent(object, "segments");
+  for (auto [key, count] : {std::pair("num_trained_tokens", &shard.num_trained_tokens),
+                            std::pair("num_padding_tokens", &shard.num_padding_tokens)})
+    if (object.has(key)) *count = object.integer(key, 0, shard.num_tokens);
   object.finish();
   HEARTH_CHECK(shard.tokens.size_bytes == shard.num_tokens * shard.token_bytes &&
                    shard.documents.size_bytes == (shard.num_documents + 1) * 8 &&
@@ -84,6 +91,42 @@ ShardInfo read_shard(JsonObject object) {
                BadInput, "{}: sizes of arrays do not fit {} tokens and {} documents", object.where(),
                shard.num_tokens, shard.num_documents);
   return shard;
+}
+
+std::string one_of(JsonObject& object, const std::string& key,
+                   std::initializer_list<std::string_view> known) {
+  std::string value = object.text(key);
+  HEARTH_CHECK(std::find(known.begin(), known.end(), value) != known.end(), BadInput,
+               "{}: {} is '{}', expected {}", object.where(), key, value.substr(0, 100),
+               fmt::join(known, ", "));
+  return value;
+}
+
+std::optional<FineTuningSettings> read_fine_tuning(JsonObject& object) {
+  if (!object.has("kind")) return std::nullopt;  // written before there was another kind
+  FineTuningSettings out;
+  out.kind = one_of(object, "kind", {"text", "sft", "preference"});
+  if (out.kind == "text") return std::nullopt;
+  out.record_format =
+      one_of(object, "record_format", {"messages", "alpaca", "sharegpt", "prompt_completion", "preference"});
+  if (object.has("chat_template_digest"))
+    out.chat_template_digest = digest_text(object, "chat_template_digest");
+  out.template_variables = object.text("template_variables");
+  out.train_on = one_of(object, "train_on", {"assistant_turns", "last_turn", "all"});
+  out.long_documents = one_of(object, "long_documents", {"cut", "drop"});
+  out.pack_length = object.integer("pack_length", 0, kMaxPackLength);
+  return out;
+}
+
+// Every bin is one window, and a last token of padding ends the shard.
+void check_bins(const FineTuningSettings& settings, const ShardInfo& shard, const std::string& where) {
+  HEARTH_CHECK(shard.loss_mask && shard.num_trained_tokens && shard.num_padding_tokens, BadInput,
+               "{}: kind is '{}', but the shard has no loss_mask", where, settings.kind);
+  HEARTH_CHECK(settings.pack_length == 0 || (shard.num_tokens - 1) % settings.pack_length == 0, BadInput,
+               "{}: {} tokens are not a multiple of pack_length {} and one more", where, shard.num_tokens,
+               settings.pack_length);
+  HEARTH_CHECK(settings.kind != "preference" || shard.num_documents % 2 == 0, BadInput,
+               "{}: {} documents do not form pairs", where, shard.num_documents);
 }
 
 SourceInfo read_source(JsonObject object) {
@@ -109,17 +152,26 @@ std::string manifest_to_json(const DatasetManifest& manifest) {
     shards.push_back(shard_json(shard));
     num_tokens += shard.num_tokens, num_documents += shard.num_documents;
   }
-  const ordered_json out{{"format", "hearth.dataset"},
-                         {"version", manifest.common.format_version},
-                         {"tokenizer_digest", manifest.common.tokenizer_digest},
-                         {"vocab_size", manifest.common.vocab_size},
-                         {"eos_id", manifest.common.eos_id},
-                         {"split", manifest.split},
-                         {"validation_fraction", manifest.validation_fraction},
-                         {"num_tokens", num_tokens},
-                         {"num_documents", num_documents},
-                         {"sources", sources},
-                         {"shards", shards}};
+  ordered_json out{{"format", "hearth.dataset"},
+                   {"version", manifest.common.format_version},
+                   {"tokenizer_digest", manifest.common.tokenizer_digest},
+                   {"vocab_size", manifest.common.vocab_size},
+                   {"eos_id", manifest.common.eos_id},
+                   {"split", manifest.split},
+                   {"validation_fraction", manifest.validation_fraction},
+                   {"num_tokens", num_tokens},
+                   {"num_documents", num_documents}};
+  if (const auto& settings = manifest.fine_tuning) {
+    out["kind"] = settings->kind;
+    out["record_format"] = settings->record_format;
+    if (!settings->chat_template_digest.empty()) out["chat_template_digest"] = settings->chat_template_digest;
+    out["template_variables"] = settings->template_variables;
+    out["train_on"] = settings->train_on;
+    out["long_documents"] = settings->long_documents;
+    out["pack_length"] = settings->pack_length;
+  }
+  out["sources"] = sources;
+  out["shards"] = shards;
   // A path need not be UTF-8; it is for people only, so the odd byte is replaced.
   return out.dump(2, ' ', true, ordered_json::error_handler_t::replace) + "\n";
 }
@@ -140,6 +192,7 @@ DatasetManifest manifest_from_json(std::string_view text, const std::string& pat
   manifest.common.eos_id = object.integer("eos_id", -1, manifest.common.vocab_size - 1);
   manifest.split = object.text("split");
   manifest.validation_fraction = object.number("validation_fraction");
+  manifest.fine_tuning = read_fine_tuning(object);
   const int64_t num_tokens = object.count("num_tokens"), num_documents = object.count("num_documents");
   const json& sources = object.array("sources");
   for (size_t i = 0; i < sources.size(); ++i) {
@@ -153,6 +206,7 @@ DatasetManifest manifest_from_json(std::string_view text, const std::string& pat
         manifest.shards.emplace_back(read_shard({shards[i], object.place("shards", i), ErrorKind::BadInput}));
     HEARTH_CHECK(names.insert(shard.file).second, BadInput, "{}: shard '{}' is listed twice", path,
                  shard.file);
+    if (manifest.fine_tuning) check_bins(*manifest.fine_tuning, shard, object.place("shards", i));
     tokens = checked_add(tokens, shard.num_tokens), documents = checked_add(documents, shard.num_documents);
   }
   object.finish();

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,17 @@
 #include "data/document_encoder.h"
 
 namespace hearth {
+
+// What a dataset of conversations is made with; the rest of PrepareOptions holds for it too.
+struct ConversationOptions {
+  RecordFormat format = RecordFormat::Text;  // Text: no conversations, and nothing below is used
+  RecordFields fields;
+  std::string chat_template;  // file; empty: the tokenizer's own; "none": plain prompt and answer
+  std::vector<std::string> template_variables;  // key=value
+  TrainOn train_on = TrainOn::AssistantTurns;
+  std::optional<int64_t> pack_length;  // tokens per bin; 0: not packed; must be given
+  LongDocuments long_documents = LongDocuments::Cut;
+};
 
 struct PrepareOptions {
   std::vector<std::string> inputs;  // files and folders
@@ -29,6 +41,7 @@ struct PrepareOptions {
   double validation_fraction = 0;            // in [0, 1); > 0 writes OUTPUT/train and OUTPUT/validation
   BadLines bad_lines = BadLines::Stop;
   TextDocuments text_documents = TextDocuments::WholeFile;
+  ConversationOptions conversations;
   int64_t shard_bytes = 512 << 20;
   int64_t unit_bytes = 0;  // 0: from the size of the inputs
 };
@@ -45,9 +58,14 @@ struct PrepareReport {
   int64_t num_sources = 0;        // new ones
   int64_t num_known_sources = 0;  // left out: their digest is in the dataset already, or came twice
   int64_t num_ignored_files = 0;  // in folders, with another ending
-  int64_t num_documents = 0, num_tokens = 0;
-  int64_t num_skipped_lines = 0;  // --skip-bad
+  int64_t num_documents = 0, num_tokens = 0;  // without padding
+  int64_t num_skipped_lines = 0;              // --skip-bad
   int64_t num_empty_documents = 0;
+  // Of conversations. Trained and padding tokens are those of the new shards.
+  std::string kind = "text";  // else "sft" or "preference"
+  int64_t num_cut_documents = 0, num_dropped_documents = 0, num_untrained_documents = 0;
+  int64_t num_trained_tokens = 0, num_padding_tokens = 0;
+  int64_t pack_length = 0;
   int64_t num_shards = 0;
   int64_t num_units = 0, num_reused_units = 0;  // reused: finished by a run that was killed
   std::vector<std::string> datasets;            // folders that hold a dataset.json

@@ -7,10 +7,13 @@
 namespace hearth {
 namespace {
 
-// A sample of the tokens [first, first + seq_length + 1) of a shard; what lies beyond its end is padding.
+// A sample of the tokens [first, first + seq_length + 1) of a shard; what lies beyond its end is padding. In
+// a masked shard no conversation is learnt from another one's end, whatever border_targets says.
 Sample cut_window(const Shard& shard, int64_t first, int64_t seq_length, BorderTargets border_targets) {
   const int64_t count = std::min(seq_length + 1, shard.num_tokens() - first);
   Sample sample;
+  sample.shard_digest = shard.info().digest;
+  sample.first_token = first;
   sample.tokens.resize(static_cast<size_t>(count));
   shard.read_tokens(first, sample.tokens);
   sample.loss_mask.resize(static_cast<size_t>(count - 1));
@@ -18,11 +21,14 @@ Sample cut_window(const Shard& shard, int64_t first, int64_t seq_length, BorderT
   sample.document_starts.push_back(0);
   for (const int32_t start : shard.boundaries(first, count)) {
     if (start == 0) continue;
-    if (border_targets == BorderTargets::Skip) sample.loss_mask[static_cast<size_t>(start - 1)] = 0;
+    if (border_targets == BorderTargets::Skip || shard.has_loss_mask())
+      sample.loss_mask[static_cast<size_t>(start - 1)] = 0;
     if (start < seq_length) sample.document_starts.push_back(start);
   }
   if (count <= seq_length) {
-    if (count < seq_length) sample.document_starts.push_back(static_cast<int32_t>(count));
+    // In a masked shard it is the tail of the last document, like the padding of its bins.
+    if (count < seq_length && !shard.has_loss_mask())
+      sample.document_starts.push_back(static_cast<int32_t>(count));
     sample.tokens.resize(static_cast<size_t>(seq_length + 1), sample.tokens.back());
     sample.loss_mask.resize(static_cast<size_t>(seq_length), 0);
   }
@@ -55,6 +61,7 @@ DataLedger join(const std::vector<WeightedDataset>& datasets, const StreamOption
                "data.seq_length is {}, expected 1 to {}", options.seq_length, INT32_MAX - 1);
   std::vector<LedgerOffer> offers;
   for (const auto& entry : datasets) {
+    entry.dataset->require_seq_length(options.seq_length);
     offers.push_back(offer_of(entry, options.seq_length));
     check_one_tokenizer(*datasets.front().dataset, *entry.dataset);
   }
@@ -125,6 +132,7 @@ ValidationStream::ValidationStream(std::vector<std::unique_ptr<Dataset>> dataset
   int64_t windows = 0;
   for (size_t d = 0; d < datasets_.size(); ++d) {
     check_one_tokenizer(*datasets_.front(), *datasets_[d]);
+    datasets_[d]->require_seq_length(seq_length);
     for (int64_t s = 0; s < datasets_[d]->num_shards(); ++s) {
       windows += (datasets_[d]->shard(s).num_tokens() - 2 + seq_length) /
                  seq_length;  // targets / seq_length, rounded up

@@ -1,12 +1,14 @@
 // The sample stream: a pure function of (dataset list, weights, seed, sample index). A sample is a window of
 // seq_length + 1 tokens of one shard (stride seq_length, so every token is a target once); the last, shorter
-// window of a shard is not trained on. Windows are permuted per epoch, datasets are blended by weight;
-// neither needs an index, and nothing depends on the number of ranks. Thread-safe once built.
+// window of a shard is not trained on. In a packed dataset a window holds whole bins. Windows are permuted
+// per epoch, datasets are blended by weight; neither needs an index, and nothing depends on the number of
+// ranks. Thread-safe once built.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "data/blend.h"
@@ -29,6 +31,8 @@ struct Sample {
   std::vector<int32_t>
       document_starts;  // ascending positions in [0, seq_length) at which a document begins; first is 0
   Provenance provenance;
+  std::string shard_digest;  // of provenance.shard
+  int64_t first_token = 0;   // of the sample, in that shard
   bool operator==(const Sample&) const = default;
 };
 

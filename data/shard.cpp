@@ -291,10 +291,15 @@ void Shard::verify_all() const {
     read_tokens(first, tokens);
   }
   std::vector<uint8_t> mask(static_cast<size_t>(kPieceBytes));
+  int64_t trained = 0;
   for (int64_t at = 0; info_.loss_mask && at < info_.num_tokens; at += kPieceBytes) {
-    read_loss_mask(at,
-                   std::span(mask).first(static_cast<size_t>(std::min(kPieceBytes, info_.num_tokens - at))));
+    const auto piece =
+        std::span(mask).first(static_cast<size_t>(std::min(kPieceBytes, info_.num_tokens - at)));
+    read_loss_mask(at, piece);
+    trained += std::count(piece.begin(), piece.end(), uint8_t{1});
   }
+  HEARTH_CHECK(!info_.num_trained_tokens || trained == *info_.num_trained_tokens, BadInput,
+               "{}: /loss_mask has {} ones, dataset.json says {}", path_, trained, *info_.num_trained_tokens);
   const std::string digest = file_digest(*files_.get(path_));
   HEARTH_CHECK(digest == info_.digest, BadInput, "{}: file digest is {}, dataset.json says {}", path_, digest,
                info_.digest);

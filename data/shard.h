@@ -40,6 +40,8 @@ struct ShardInfo {
   std::string documents_digest;  // XXH3-128 of /documents/offset; checked when boundaries are first needed
   ByteExtent tokens, documents;
   std::optional<ByteExtent> loss_mask, segments;
+  std::optional<int64_t> num_trained_tokens;  // ones in /loss_mask; checked by verify
+  std::optional<int64_t> num_padding_tokens;  // behind the last document of each bin
   bool operator==(const ShardInfo&) const = default;
 };
 
@@ -74,6 +76,7 @@ class Shard {
   // reads it, ids against the vocabulary every time; Error{BadInput} names shard and block.
   void read_tokens(int64_t first, std::span<int32_t> out) const;
   // 1 = the token counts as a target; all ones where the shard has no /loss_mask.
+  bool has_loss_mask() const { return info_.loss_mask.has_value(); }
   void read_loss_mask(int64_t first, std::span<uint8_t> out) const;
   // Positions in [first, first + count) where a document (or a segment) begins, relative to `first`,
   // ascending.

@@ -70,7 +70,7 @@ void write_text(hid_t file, const char* name, const std::string& value, const st
 }  // namespace
 
 struct ShardWriter::Hdf5 {
-  Hdf5Handle file, tokens, block_digest;
+  Hdf5Handle file, tokens, block_digest, loss_mask;
 };
 
 ShardWriter::ShardWriter(FileSystem& fs, ShardPlan plan)
@@ -87,7 +87,9 @@ ShardWriter::ShardWriter(FileSystem& fs, ShardPlan plan)
   info_.documents_digest = xxh3_128_hex(std::as_bytes(std::span(offsets)));
   const int64_t token_array_bytes = info_.num_tokens * info_.token_bytes;
   const int64_t blocks = (token_array_bytes + kTokenBlockBytes - 1) / kTokenBlockBytes;
-  HEARTH_CHECK(fs.free_bytes(plan_.directory) > token_array_bytes + static_cast<int64_t>(offsets.size()) * 8,
+  const int64_t mask_bytes = plan_.has_loss_mask ? info_.num_tokens : 0;
+  HEARTH_CHECK(fs.free_bytes(plan_.directory) >
+                   token_array_bytes + mask_bytes + static_cast<int64_t>(offsets.size()) * 8,
                NoSpace, "{}: {} bytes needed for this shard, {} free in {}", path_, token_array_bytes,
                fs.free_bytes(plan_.directory), plan_.directory);
 
@@ -110,7 +112,12 @@ ShardWriter::ShardWriter(FileSystem& fs, ShardPlan plan)
   Hdf5Handle digests = create_dataset(id, "block_digest", H5T_STD_U64LE, static_cast<size_t>(blocks), path_);
   Hdf5Handle tokens = create_dataset(id, "tokens", info_.token_bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE,
                                      static_cast<size_t>(info_.num_tokens), path_);
-  hdf5_ = std::make_unique<Hdf5>(Hdf5{std::move(file), std::move(tokens), std::move(digests)});
+  Hdf5Handle mask = plan_.has_loss_mask ? create_dataset(id, "loss_mask", H5T_STD_U8LE,
+                                                         static_cast<size_t>(info_.num_tokens), path_)
+                                        : Hdf5Handle(-1, H5Dclose);
+  if (plan_.has_loss_mask) info_.num_trained_tokens = info_.num_padding_tokens = 0;
+  hdf5_ =
+      std::make_unique<Hdf5>(Hdf5{std::move(file), std::move(tokens), std::move(digests), std::move(mask)});
   block_.reserve(static_cast<size_t>(kTokenBlockBytes));
 }
 
@@ -128,6 +135,37 @@ void ShardWriter::append(std::span<const int32_t> tokens) {
     block_.insert(block_.end(), bytes, bytes + info_.token_bytes);
     if (block_.size() == static_cast<size_t>(kTokenBlockBytes)) flush_block();
   }
+}
+
+void ShardWriter::append(std::span<const int32_t> tokens, std::span<const uint8_t> loss_mask) {
+  HEARTH_ASSERT(plan_.has_loss_mask && tokens.size() == loss_mask.size());
+  append(tokens);
+  for (const uint8_t value : loss_mask) {
+    HEARTH_ASSERT(value <= 1);
+    *info_.num_trained_tokens += value;
+    mask_.push_back(value);
+    if (mask_.size() == static_cast<size_t>(kTokenBlockBytes)) flush_mask();
+  }
+}
+
+void ShardWriter::append_padding(int32_t padding_id, int64_t count) {
+  const auto size = static_cast<size_t>(count);
+  append(std::vector<int32_t>(size, padding_id), std::vector<uint8_t>(size, 0));
+  *info_.num_padding_tokens += count;
+}
+
+void ShardWriter::flush_mask() {
+  if (mask_.empty()) return;
+  const auto count = static_cast<hsize_t>(mask_.size()), start = static_cast<hsize_t>(written_mask_);
+  const auto memory =
+      own(H5Screate_simple(1, &count, nullptr), H5Sclose, ErrorKind::Internal, "H5Screate_simple");
+  const auto space = own(H5Dget_space(hdf5_->loss_mask.get()), H5Sclose, ErrorKind::Internal, "H5Dget_space");
+  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &start, nullptr, &count, nullptr), path_,
+        "select the loss mask");
+  check(H5Dwrite(hdf5_->loss_mask.get(), H5T_STD_U8LE, memory.get(), space.get(), H5P_DEFAULT, mask_.data()),
+        path_, "write /loss_mask");
+  written_mask_ += static_cast<int64_t>(count);
+  mask_.clear();
 }
 
 void ShardWriter::flush_block() {
@@ -150,11 +188,14 @@ void ShardWriter::flush_block() {
 
 ShardInfo ShardWriter::finish() {
   flush_block();
+  flush_mask();
   HEARTH_ASSERT(written_tokens_ == info_.num_tokens);
+  HEARTH_ASSERT(written_mask_ == (plan_.has_loss_mask ? info_.num_tokens : 0));
   check(H5Dwrite(hdf5_->block_digest.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT,
                  block_digests_.data()),
         path_, "write /block_digest");
-  const bool closed = hdf5_->tokens.reset() && hdf5_->block_digest.reset() && hdf5_->file.reset();
+  const bool closed =
+      hdf5_->tokens.reset() && hdf5_->block_digest.reset() && hdf5_->loss_mask.reset() && hdf5_->file.reset();
   if (!closed) fail_hdf5(ErrorKind::Io, fmt::format("{}: cannot close", path_));
   {
     const auto file = fs_.create(temporary_path_, CreateMode::Append);
@@ -169,6 +210,7 @@ ShardInfo ShardWriter::finish() {
     const ShardLayout layout = read_shard_layout(temporary_path_, info_.size_bytes);
     info_.tokens = layout.tokens;
     info_.documents = layout.documents;
+    info_.loss_mask = layout.loss_mask;
     info_.digest = file_digest(*file);
     info_.metadata_digest = shard_metadata_digest(*file, info_, path_);
   }

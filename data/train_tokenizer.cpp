@@ -48,7 +48,7 @@ class Counter {
   };
 
   static std::vector<CorpusSource> list_sources(FileSystem& fs, const TrainTokenizerOptions& options) {
-    std::vector<CorpusSource> sources = list_corpus(fs, options.inputs).sources;
+    std::vector<CorpusSource> sources = list_corpus(fs, options.inputs, CorpusContent::Documents).sources;
     for (CorpusSource& source : sources) {
       HEARTH_CHECK(source.kind != SourceKind::Tokens, BadInput,
                    "{}: holds token ids; a tokenizer is trained on text", source.path);

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const DistillationAr
   const float lse_s = in[0], lse_t = in[1], divergence = in[2], lse = in[3];
   for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.cols; c += kThreads * kVec) {
     Vec<T, kVec> zs = load<T, kVec>(student + c), zt;
-    const bool any_common = c < a.common;
+    const bool any_common = c < a.common && a.divergence != Divergence::Given;
     if (any_common) zt = load<T, kVec>(teacher + c);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
@@ -136,11 +136,12 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const DistillationAr
         const float z = to_float(zs.at[i]);
         g = a.cross_entropy_scale * (expf(z - lse) - (c + i == target.column ? 1.0f : 0.0f));
         if (c + i < a.common) {
-          const float log_s = z * a.inverse_temperature - lse_s,
-                      log_t = to_float(zt.at[i]) * a.inverse_temperature - lse_t;
-          const float s = expf(log_s);
+          const float log_s = z * a.inverse_temperature - lse_s, s = expf(log_s);
+          const float log_t = any_common ? to_float(zt.at[i]) * a.inverse_temperature - lse_t : 0.0f;
           float d;
-          if (a.divergence == Divergence::ForwardKl) {
+          if (a.divergence == Divergence::Given) {
+            d = s * lse_t;
+          } else if (a.divergence == Divergence::ForwardKl) {
             d = s - expf(log_t);
           } else if (a.divergence == Divergence::ReverseKl) {
             d = s * (log_s - log_t - divergence);

@@ -19,7 +19,8 @@
 
 namespace hearth::kernels {
 
-enum class Divergence { ForwardKl, ReverseKl, Jsd };
+// Given: the teacher is not here as logits; the gradient of a column is s times a factor of the row.
+enum class Divergence { ForwardKl, ReverseKl, Jsd, Given };
 
 struct DistillationArgs {
   DType dtype;    // of both logits: F32 or BF16
@@ -48,8 +49,9 @@ void distillation_statistics(const DistillationArgs& args, cudaStream_t stream);
 // this rank's part of: forward KL {D, 0}; reverse KL {0, D}; Jsd {KL(t|m), KL(s|m)}. 0 in ignored rows.
 void distillation_sums(const DistillationArgs& args, cudaStream_t stream);
 // inputs[r] = the two logsumexps, the second of the sums over all ranks, and the logsumexp of z over all
-// ranks' valid columns. student = cross_entropy_scale (softmax(z) - onehot) + divergence_scale dD/du; 0 in
-// ignored rows and padding. A NaN in `inputs` makes the valid columns of its row NaN.
+// ranks' valid columns (Given: the second is the row's factor). student = cross_entropy_scale (softmax(z) -
+// onehot) + divergence_scale dD/du; 0 in ignored rows and padding. A NaN in `inputs` makes the valid columns
+// of its row NaN.
 void distillation_gradient(const DistillationArgs& args, cudaStream_t stream);
 
 }  // namespace hearth::kernels

@@ -78,13 +78,17 @@ class PlainPasses {
     return at::stack({first, second}, 1).masked_fill(ignored_.unsqueeze(1), 0.0);
   }
 
+  // Where the teacher is not here as logits: column 1 of the inputs is the factor of a row.
+  void given_gradient(const at::Tensor& inputs_N4, double cross_entropy_scale,
+                      double divergence_scale) const {
+    const at::Tensor s = z_common_.div(loss_.temperature).sub(inputs_N4.select(1, 0).unsqueeze(1)).exp();
+    write_gradient(inputs_N4, cross_entropy_scale, s.mul(inputs_N4.select(1, 1).unsqueeze(1)),
+                   divergence_scale);
+  }
+
   void gradient(const at::Tensor& inputs_N4, double cross_entropy_scale, double divergence_scale) const {
     const auto [log_s, log_t] = logs(inputs_N4);
-    const at::Tensor second = inputs_N4.select(1, 2).unsqueeze(1), lse = inputs_N4.select(1, 3).unsqueeze(1);
-    at::Tensor g = z_.sub(lse).exp();
-    if (share_.valid > 0) g.scatter_add_(1, column_, here_.to(at::kFloat).neg().unsqueeze(1));
-    g.mul_(cross_entropy_scale);
-    const at::Tensor s = log_s.exp();
+    const at::Tensor second = inputs_N4.select(1, 2).unsqueeze(1), s = log_s.exp();
     at::Tensor d;
     switch (loss_.divergence) {
       case DivergenceKind::ForwardKl:
@@ -96,12 +100,21 @@ class PlainPasses {
       case DivergenceKind::Jsd:
         d = s.mul(log_s.sub(log_mixture(log_s, log_t)).sub(second)).mul(1.0 - loss_.beta);
     }
+    write_gradient(inputs_N4, cross_entropy_scale, d, divergence_scale);
+  }
+
+ private:
+  // d: of the common columns.
+  void write_gradient(const at::Tensor& inputs_N4, double cross_entropy_scale, const at::Tensor& d,
+                      double divergence_scale) const {
+    at::Tensor g = z_.sub(inputs_N4.select(1, 3).unsqueeze(1)).exp();
+    if (share_.valid > 0) g.scatter_add_(1, column_, here_.to(at::kFloat).neg().unsqueeze(1));
+    g.mul_(cross_entropy_scale);
     g.narrow(1, 0, share_.common).add_(d, divergence_scale);
     student_.zero_();
     student_.narrow(1, 0, share_.valid).copy_(g.masked_fill(ignored_.unsqueeze(1), 0.0));
   }
 
- private:
   struct Logs {
     at::Tensor student, teacher;
   };
@@ -160,6 +173,10 @@ class FusedPasses {
     distillation_sums(args_, scope_.stream());
     return out;
   }
+  void given_gradient(const at::Tensor& inputs_N4, double cross_entropy_scale, double divergence_scale) {
+    args_.divergence = Divergence::Given;
+    gradient(inputs_N4, cross_entropy_scale, divergence_scale);
+  }
   void gradient(const at::Tensor& inputs_N4, double cross_entropy_scale, double divergence_scale) {
     const at::Tensor inputs = inputs_N4.contiguous();
     args_.inputs = inputs.const_data_ptr<float>();
@@ -202,6 +219,63 @@ DistillationResult run(Passes& passes, const at::Tensor& targets_N, const Distil
   return {lse.sub(column(2).sum(0)).masked_fill_(ignored, 0.0), divergence.masked_fill(ignored, 0.0)};
 }
 
+// `student` is still logits when this begins.
+template <class Passes>
+DistillationResult run_kept(Passes& passes, at::Tensor& student, const KeptTeacher& teacher,
+                            const at::Tensor& targets_N, const DistillationShare& share,
+                            const DistillationLoss& loss, const GatherStatistics& gather) {
+  const double scale = 1.0 / loss.temperature;
+  const at::Tensor stats =
+      gather(passes.statistics());  // [T, N, 6]; the teacher's columns are the student's here
+  const auto column = [&](int64_t i) { return stats.select(2, i); };
+  const at::Tensor lse = joined_lse(column(0), column(1), 1.0),
+                   lse_s = joined_lse(column(0), column(3), scale);
+  const at::Tensor ignored = targets_N.to(at::kLong).eq(kIgnoreIndex);
+  // Kept ids that are among this rank's columns; the other ranks add theirs.
+  const at::Tensor place = teacher.ids_NK.sub(share.first_id);
+  const at::Tensor here = place.ge(0).logical_and(place.lt(share.common));
+  const at::Tensor columns = place.masked_fill(here.logical_not(), 0);
+  const at::Tensor z_here =
+      share.common > 0 ? student.gather(1, columns).to(at::kFloat) : at::zeros_like(teacher.logprobs_NK);
+  const at::Tensor log_s_here = z_here.mul(scale).sub(lse_s.unsqueeze(1));
+  const at::Tensor s_here = log_s_here.exp().masked_fill(here.logical_not(), 0.0);
+  const at::Tensor t = teacher.logprobs_NK.exp();
+  // t (log t - log s), 0 where t is 0.
+  const at::Tensor terms = t.mul(teacher.logprobs_NK.sub(log_s_here));
+  const at::Tensor mine = terms.masked_fill(here.logical_not().logical_or(t.eq(0)), 0.0);
+  const at::Tensor sums = gather(at::stack({mine.sum(1), s_here.sum(1)}, 1)).sum(0);  // [N, 2]
+  const at::Tensor t_tail = teacher.tail_mass_N, has_tail = t_tail.gt(0);
+  const at::Tensor s_tail = sums.select(1, 1).neg().add(1.0).clamp_min(std::numeric_limits<float>::epsilon());
+  const at::Tensor tail_term =
+      t_tail.mul(t_tail.log().sub(s_tail.log())).masked_fill(has_tail.logical_not(), 0.0);
+  // d/du of a column outside the kept ones: s (1 - t_tail / s_tail); of a kept one: s - t.
+  const at::Tensor ratio = t_tail.div(s_tail).masked_fill(has_tail.logical_not(), 0.0);
+  const at::Tensor mass = t.sum(1).add(t_tail);  // 1 to rounding, or what a damaged row holds
+  const double divergence_scale = loss.kd_alpha * loss.temperature * loss.temperature * scale;
+  passes.given_gradient(at::stack({lse_s, mass.sub(ratio), sums.select(1, 1), lse}, 1), 1.0 - loss.kd_alpha,
+                        divergence_scale);
+  // Columns of kept ids are written whole, from fp32: a difference to what is there would be all rounding in
+  // bf16.
+  if (share.common > 0) {
+    const at::Tensor is_target = teacher.ids_NK.eq(targets_N.to(at::kLong).unsqueeze(1)).to(at::kFloat);
+    const at::Tensor exact = z_here.sub(lse.unsqueeze(1))
+                                 .exp()
+                                 .sub(is_target)
+                                 .mul(1.0 - loss.kd_alpha)
+                                 .add(s_here.mul(mass.unsqueeze(1)).sub(t), divergence_scale);
+    // Ids of other ranks write to column 0 what it holds anyway.
+    const at::Tensor at_first = here.logical_and(place.eq(0));
+    const at::Tensor first =
+        at::where(at_first.any(1), exact.mul(at_first).sum(1), student.select(1, 0).to(at::kFloat));
+    student.scatter_(1, columns,
+                     at::where(here, exact, first.unsqueeze(1))
+                         .masked_fill(ignored.unsqueeze(1), 0.0)
+                         .to(student.scalar_type()));
+  }
+  return {lse.sub(column(2).sum(0)).masked_fill_(ignored, 0.0),
+          sums.select(1, 0).add(tail_term).masked_fill(ignored, 0.0)};
+}
+
 void check_inputs(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& targets,
                   const DistillationShare& share, const DistillationLoss& loss) {
   constexpr const char* kOp = "distillation";
@@ -239,6 +313,31 @@ DistillationResult distillation_op(at::Tensor& student_NV, const at::Tensor& tea
       path);  // the CPU has the plain path alone: distillation there is for tests and small models
   PlainPasses passes(student_NV, teacher_NU, targets_N, share, loss);
   return run(passes, targets_N, loss, gather);
+}
+
+DistillationResult kept_distillation_op(at::Tensor& student_NV, const KeptTeacher& teacher,
+                                        const at::Tensor& targets_N, const DistillationShare& share,
+                                        const DistillationLoss& loss, const GatherStatistics& gather,
+                                        KernelPath path) {
+  check_inputs(student_NV, student_NV, targets_N, share, loss);
+  HEARTH_REQUIRE(loss.divergence == DivergenceKind::ForwardKl,
+                 "kept_distillation: of a kept teacher only the forward KL is known");
+  HEARTH_REQUIRE(teacher.ids_NK.dim() == 2 && teacher.ids_NK.scalar_type() == at::kLong &&
+                     teacher.ids_NK.size(0) == student_NV.size(0) &&
+                     teacher.logprobs_NK.sizes() == teacher.ids_NK.sizes() &&
+                     teacher.logprobs_NK.scalar_type() == at::kFloat,
+                 "kept_distillation: ids {} and log-probabilities {} do not fit student {}",
+                 describe(teacher.ids_NK), describe(teacher.logprobs_NK), describe(student_NV));
+  check_fp32_flat("kept_distillation", "tail_mass", teacher.tail_mass_N, student_NV.size(0), student_NV);
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && student_NV.is_cuda()) {
+    FusedPasses passes(student_NV, student_NV, targets_N, share, loss);
+    return run_kept(passes, student_NV, teacher, targets_N, share, loss, gather);
+  }
+#endif
+  static_cast<void>(path);
+  PlainPasses passes(student_NV, student_NV, targets_N, share, loss);
+  return run_kept(passes, student_NV, teacher, targets_N, share, loss, gather);
 }
 
 }  // namespace hearth::kernels

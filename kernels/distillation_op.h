@@ -43,4 +43,17 @@ DistillationResult distillation_op(at::Tensor& student_NV, const at::Tensor& tea
                                    const DistillationLoss& loss, const GatherStatistics& gather,
                                    KernelPath path = KernelPath::Fused);
 
+// The same with what is kept of a teacher's distribution: its top_k log-probabilities, and the mass of all
+// other ids as one further outcome. The divergence is the forward KL over these top_k + 1 outcomes (Peng et
+// al. 2024), which is the whole vocabulary's where top_k is the vocabulary.
+struct KeptTeacher {
+  at::Tensor ids_NK;       // int64, ids of the whole vocabulary
+  at::Tensor logprobs_NK;  // fp32, at the temperature of the loss
+  at::Tensor tail_mass_N;  // fp32
+};
+DistillationResult kept_distillation_op(at::Tensor& student_NV, const KeptTeacher& teacher,
+                                        const at::Tensor& targets_N, const DistillationShare& share,
+                                        const DistillationLoss& loss, const GatherStatistics& gather,
+                                        KernelPath path = KernelPath::Fused);
+
 }  // namespace hearth::kernels

@@ -41,6 +41,7 @@ void add_commands(CLI::App& app, CommandContext& context) {
   add_import_command(app, context);
   add_export_command(app, context);
   add_checkpoint_command(app, context);
+  add_distill_command(app, context);
   add_report_command(app, context);
   add_watch_command(app, context);
 }

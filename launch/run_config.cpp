@@ -46,7 +46,8 @@ void evaluation_has_data(const LoadedConfig& loaded, ConfigErrors& e) {
   const bool asked = loaded.written("training.eval_interval") && c.training.eval_interval > 0 &&
                      c.training.eval_interval <= c.training.train_iters;
   e.require(
-      !asked || !c.data.validation.empty(), "training.eval_interval",
+      !asked || !c.data.validation.empty() || !c.objective.incremental.old_validation.empty(),
+      "training.eval_interval",
       "asks for an evaluation every {} steps, but data.validation is empty; add datasets there or set 0",
       c.training.eval_interval);
 }
@@ -89,6 +90,9 @@ void objective_has_its_models(const LoadedConfig& loaded, ConfigErrors& e) {
             "adapters need the weights that they are on: set model.init_from");
   e.require(c.objective.kind != "dpo" || c.model.init_from, "objective.kind",
             "dpo needs the reference that the policy starts from: set model.init_from");
+  e.require(c.objective.incremental.max_forgetting == 0 || c.training.eval_interval > 0,
+            "training.eval_interval",
+            "must be > 0 with objective.incremental.max_forgetting: the bound is judged at an evaluation");
   e.require(c.objective.kind != "dpo" || c.data.reset_attention_mask, "data.reset_attention_mask",
             "must be true for dpo: the answers of a pair must not see each other");
 }

@@ -53,7 +53,7 @@ void score_windows(InferenceModel& model, const std::vector<Window>& windows,
 void add_to_totals(const DocumentScore& document, EvaluationTotals& totals) {
   ++totals.num_documents;
   for (size_t i = 0; i < document.ids.size(); ++i) {
-    if (!document.logprobs[i]) continue;
+    if (!document.logprobs[i] || (!document.loss_mask.empty() && document.loss_mask[i] == 0)) continue;
     totals.loss_sum -= *document.logprobs[i];
     ++totals.num_tokens;
     ++totals.target_counts[static_cast<size_t>(document.ids[i])];
@@ -75,8 +75,7 @@ double EvaluationTotals::unigram_loss() const {
   return entropy / static_cast<double>(num_tokens);
 }
 
-EvaluationTotals evaluate(InferenceModel& model,
-                          const std::function<std::optional<std::vector<int32_t>>()>& next,
+EvaluationTotals evaluate(InferenceModel& model, const std::function<std::optional<ScoredDocument>()>& next,
                           const std::function<void(const DocumentScore&)>& on_document,
                           int64_t tokens_per_batch) {
   const int64_t context = model.config().max_position_embeddings, vocab = model.config().vocab_size;
@@ -94,13 +93,14 @@ EvaluationTotals evaluate(InferenceModel& model,
     documents.clear();
   };
   int64_t longest = 0;
-  while (auto ids = next()) {
-    for (const int32_t id : *ids)
+  while (auto document = next()) {
+    for (const int32_t id : document->ids)
       HEARTH_CHECK(id >= 0 && id < vocab, BadInput,
                    "document {}: token id {} is not below the model's vocabulary of {}",
                    totals.num_documents + static_cast<int64_t>(documents.size()), id, vocab);
-    const auto length = static_cast<int64_t>(ids->size());
-    documents.push_back({std::move(*ids), std::vector<std::optional<float>>(static_cast<size_t>(length))});
+    const auto length = static_cast<int64_t>(document->ids.size());
+    documents.push_back(
+        {std::move(*document), std::vector<std::optional<float>>(static_cast<size_t>(length))});
     for (int64_t begin = 0; begin < length; begin += context) {
       const int64_t count = std::min(context, length - begin);
       if (count < 2) continue;

@@ -10,16 +10,20 @@
 
 namespace hearth {
 
+struct ScoredDocument {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> loss_mask;  // 1 = the token counts in the totals; empty: every token does
+};
+
 // One document's result: logprobs[i] is log p(ids[i] | the tokens before it in its window), in nats; empty
 // for the first token of each window of max_position_embeddings tokens.
-struct DocumentScore {
-  std::vector<int32_t> ids;
+struct DocumentScore : ScoredDocument {
   std::vector<std::optional<float>> logprobs;
 };
 
 struct EvaluationTotals {
   double loss_sum = 0.0;   // nats
-  int64_t num_tokens = 0;  // scored targets
+  int64_t num_tokens = 0;  // scored targets that count
   int64_t num_documents = 0;
   std::vector<int64_t> target_counts;  // per id, of the scored targets
   double loss() const;                 // mean per scored token; NaN without any
@@ -28,8 +32,7 @@ struct EvaluationTotals {
 
 // Scores documents one after another; batches windows so that about `tokens_per_batch` tokens go through at
 // once. `next` returns the next document or nothing at the end; `on_document` sees each result, in order.
-EvaluationTotals evaluate(InferenceModel& model,
-                          const std::function<std::optional<std::vector<int32_t>>()>& next,
+EvaluationTotals evaluate(InferenceModel& model, const std::function<std::optional<ScoredDocument>()>& next,
                           const std::function<void(const DocumentScore&)>& on_document,
                           int64_t tokens_per_batch = 8192);
 

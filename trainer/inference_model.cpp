@@ -1,8 +1,9 @@
 #include "trainer/inference_model.h"
 
+#include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
+
+#include <algorithm>
 
 namespace hearth {
 namespace {
@@ -53,6 +54,45 @@ at::Tensor InferenceModel::token_logprobs(const ModelInput& input, const at::Ten
                           ? executor_.head_chunk().logprobs(hidden, targets_N)
                           : at::empty({input.rows()}, at::TensorOptions(device()).dtype(at::kFloat));
   return from_last_stage(std::move(values), "infer.logprobs");
+}
+
+TopLogprobs InferenceModel::top_logprobs(const ModelInput& input, int64_t k, double temperature,
+                                         int64_t vocab) {
+  const at::NoGradGuard no_grad;
+  const WholeRows whole(chunks_);
+  const at::Tensor hidden = executor_.infer(input, nullptr);
+  const auto options = at::TensorOptions(device());
+  const int64_t rows = input.rows();
+  TopLogprobs top{at::empty({rows, k}, options.dtype(at::kInt)),
+                  at::empty({rows, k}, options.dtype(at::kFloat)),
+                  at::empty({rows}, options.dtype(at::kFloat))};
+  if (hidden.defined()) {
+    const int64_t chunk = rows_per_logits_chunk(rows, config().vocab_size, /*element_bytes=*/4);
+    for (int64_t begin = 0; begin < rows; begin += chunk) {
+      const int64_t count = std::min(chunk, rows - begin);
+      const at::Tensor logprobs = executor_.head_chunk()
+                                      .logits(hidden.narrow(0, begin, count))
+                                      .narrow(1, 0, vocab)
+                                      .to(at::kFloat)
+                                      .div(temperature)
+                                      .log_softmax(1);
+      const auto [values, ids] = logprobs.topk(k, 1, /*largest=*/true, /*sorted=*/true);
+      at::Tensor to_ids = top.ids_NK.narrow(0, begin, count),
+                 to_values = top.logprobs_NK.narrow(0, begin, count),
+                 to_tail = top.tail_mass_N.narrow(0, begin, count);
+      to_ids.copy_(ids);
+      to_values.copy_(values);
+      // The rest is summed itself where it is small: 1 - sum would be all rounding.
+      if (k == vocab) {
+        to_tail.zero_();
+      } else {
+        to_tail.copy_(logprobs.exp().scatter(1, ids, 0.0).sum(1));
+      }
+    }
+  }
+  return {from_last_stage(top.ids_NK, "infer.top.ids"),
+          from_last_stage(top.logprobs_NK, "infer.top.logprobs"),
+          from_last_stage(top.tail_mass_N, "infer.top.tail")};
 }
 
 std::vector<KvCache> InferenceModel::make_caches(int64_t capacity) const {

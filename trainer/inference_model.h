@@ -11,6 +11,13 @@
 
 namespace hearth {
 
+// The most likely next tokens of rows, [N, k], most likely first, and the mass of all others, [N].
+struct TopLogprobs {
+  at::Tensor ids_NK;       // int32
+  at::Tensor logprobs_NK;  // fp32
+  at::Tensor tail_mass_N;  // fp32
+};
+
 class InferenceModel {
  public:
   // The whole model on this rank.
@@ -22,6 +29,8 @@ class InferenceModel {
 
   // fp32 [N]: log p(target) per row, 0 where the target is -100.
   at::Tensor token_logprobs(const ModelInput& input, const at::Tensor& targets_N);
+  // Of softmax(logits / temperature) over the first `vocab` ids, computed in fp32.
+  TopLogprobs top_logprobs(const ModelInput& input, int64_t k, double temperature, int64_t vocab);
   // Keys and values of this rank's layers and heads, for one sequence of up to `capacity` tokens.
   std::vector<KvCache> make_caches(int64_t capacity) const;
   // Feeds the tokens of one sequence behind the caches (null: nothing is kept). fp32 [last, vocab_size] on

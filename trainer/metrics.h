@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,7 +32,7 @@ struct StepMetrics {
 
 struct ValidationMetrics {
   int64_t step = 0;
-  double loss = 0;
+  double loss = std::numeric_limits<double>::quiet_NaN();  // NaN: no data.validation
   int64_t num_tokens = 0;
   NamedValues objective;
   std::string to_json() const;

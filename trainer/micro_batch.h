@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "data/sampler.h"
+#include "kernels/distillation_op.h"
 #include "trainer/model/transformer.h"
 
 namespace hearth {
@@ -16,7 +17,8 @@ struct MicroBatch {
   // What some objectives add.
   at::Tensor documents_N;  // int64: which document of the micro-batch a row is of
   int64_t num_documents = 0;
-  at::Tensor frozen;  // what a frozen model says of the rows, on ranks with the head
+  at::Tensor frozen;          // what a frozen model says of the rows, on ranks with the head
+  kernels::KeptTeacher kept;  // what is kept of a teacher's opinion of the rows; undefined: nothing
 };
 
 enum class DocumentMask { Yes, No };  // attention stops at document borders, or runs over the whole sample

@@ -147,7 +147,8 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                .device = device,
                                .base = base_.get(),
                                .init_from = others.init_from,
-                               .teacher = others.teacher});
+                               .teacher = others.teacher,
+                               .teacher_cache = others.teacher_cache});
   head_loss_ = [this](Transformer& head, const at::Tensor& hidden, const MicroBatch& batch) {
     return objective_->loss(head, hidden, batch);
   };

@@ -28,8 +28,9 @@ struct StepTotals {
 
 // Models that a run reads beside the one that it trains. Borrowed while a ParallelModel is made and started.
 struct OtherModels {
-  const ModelBundle* init_from = nullptr;  // model.init_from
-  const ModelBundle* teacher = nullptr;    // objective.teacher
+  const ModelBundle* init_from = nullptr;       // model.init_from
+  const ModelBundle* teacher = nullptr;         // objective.teacher
+  const TeacherCache* teacher_cache = nullptr;  // objective.teacher_cache; as long as the model lives
 };
 
 // What the experiment file asks of the pieces below. Pure.

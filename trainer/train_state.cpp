@@ -22,6 +22,8 @@ constexpr Field kFields[] = {{"step", &TrainState::step},
 nlohmann::json train_state_to_json(const TrainState& state) {
   nlohmann::json json;
   for (const Field& field : kFields) json[field.name] = state.*field.member;
+  if (state.old_loss_before) json["old_loss_before"] = *state.old_loss_before;
+  if (state.old_loss) json["old_loss"] = *state.old_loss;
   json["ledger"] = ledger_to_json(state.ledger);
   return json;
 }
@@ -34,6 +36,13 @@ TrainState train_state_from_json(const nlohmann::json& json, const std::string& 
     state.*field.member = json[field.name].get<int64_t>();
     HEARTH_CHECK(state.*field.member >= 0, Corrupt, "{}: field '{}' is negative", origin, field.name);
   }
+  const auto number = [&](const char* name) -> std::optional<double> {
+    if (!json.contains(name)) return std::nullopt;
+    HEARTH_CHECK(json[name].is_number(), Corrupt, "{}: field '{}' is not a number", origin, name);
+    return json[name].get<double>();
+  };
+  state.old_loss_before = number("old_loss_before");
+  state.old_loss = number("old_loss");
   HEARTH_CHECK(json.contains("ledger"), Corrupt,
                "{}: no data ledger; this checkpoint holds weights only, start from it "
                "with model.init_from",

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 
 #include "data/ledger.h"
 
@@ -15,6 +16,8 @@ struct TrainState {
   int64_t consumed_tokens = 0;     // positions fed, padding and masked targets included
   int64_t skipped_iterations = 0;  // updates left out because a gradient was not finite
   int64_t optimizer_updates = 0;   // AdamW updates applied; its bias correction depends on it
+  // Loss on objective.incremental.old_validation, nats per token: before the first step, and last evaluated.
+  std::optional<double> old_loss_before, old_loss;
   DataLedger ledger;
   bool operator==(const TrainState&) const = default;
 };

@@ -37,10 +37,15 @@ Trainer::Trainer(TrainerInputs inputs)
             .data_parallel_size = in_.groups.mesh.size(MeshAxis::Dp),
             .data_parallel_rank = in_.groups.coordinate(MeshAxis::Dp)};
   set_deterministic(c.training.deterministic_mode);
-  if (!in_.validation_datasets.empty())
-    validation_ = std::make_unique<ValidationStream>(
-        std::move(in_.validation_datasets), c.data.seq_length,
+  const auto held_out =
+      [&](std::vector<std::unique_ptr<Dataset>>& datasets) -> std::unique_ptr<ValidationStream> {
+    if (datasets.empty()) return nullptr;
+    return std::make_unique<ValidationStream>(
+        std::move(datasets), c.data.seq_length,
         c.data.reset_attention_mask ? BorderTargets::Skip : BorderTargets::Count);
+  };
+  validation_ = held_out(in_.validation_datasets);
+  old_validation_ = held_out(in_.old_validation_datasets);
   auto options = in_.saver;
   options.allocator = snapshot_allocator(in_.device);
   saver_ = std::make_unique<CheckpointSaver>(in_.fs, in_.control, in_.log, std::move(options));
@@ -174,10 +179,9 @@ NamedValues Trainer::objective_metrics(const StepTotals& totals) {
   return values;
 }
 
-ValidationMetrics Trainer::validate(int64_t step) {
+StepTotals Trainer::held_out_totals(const ValidationStream& stream) {
   const at::NoGradGuard no_grad;
-  const int64_t count =
-      std::min(validation_->size(), in_.config.training.eval_iters * batch_.global_batch_size);
+  const int64_t count = std::min(stream.size(), in_.config.training.eval_iters * batch_.global_batch_size);
   ParallelModel::LocalSums mine = model_.no_sums();
   // Micro-batch number i of the fixed list of windows goes to rank i modulo the data-parallel size. Every
   // rank makes as many calls, since they communicate: where windows run out, a repeated one that does not
@@ -187,16 +191,36 @@ ValidationMetrics Trainer::validate(int64_t step) {
     const int64_t first = round + batch_.data_parallel_rank * size;
     std::vector<Sample> samples;
     for (int64_t i = first; i < first + size; ++i) {
-      samples.push_back(validation_->get(std::min(i, count - 1)));
+      samples.push_back(stream.get(std::min(i, count - 1)));
       if (i >= count) std::fill(samples.back().loss_mask.begin(), samples.back().loss_mask.end(), uint8_t{0});
     }
     const auto sums = model_.evaluate(model_.micro_batch(samples, document_mask()));
     mine.sums.add_(sums.sums);
     mine.valid_tokens += sums.valid_tokens;
   }
-  const StepTotals totals = model_.sum_over_ranks(mine, /*stop_requested=*/false);
-  return {step, totals.loss_sum / totals.valid_tokens, static_cast<int64_t>(totals.valid_tokens),
-          objective_metrics(totals)};
+  return model_.sum_over_ranks(mine, /*stop_requested=*/false);
+}
+
+double Trainer::old_loss() {
+  const StepTotals totals = held_out_totals(*old_validation_);
+  return totals.loss_sum / totals.valid_tokens;
+}
+
+ValidationMetrics Trainer::validate(int64_t step) {
+  ValidationMetrics metrics{.step = step};
+  if (validation_) {
+    const StepTotals totals = held_out_totals(*validation_);
+    metrics.loss = totals.loss_sum / totals.valid_tokens;
+    metrics.num_tokens = static_cast<int64_t>(totals.valid_tokens);
+    metrics.objective = objective_metrics(totals);
+  }
+  if (old_validation_) {
+    state_.old_loss = old_loss();
+    metrics.objective.emplace_back("old loss", *state_.old_loss);
+    metrics.objective.emplace_back("forgetting",
+                                   *state_.old_loss - state_.old_loss_before.value_or(*state_.old_loss));
+  }
+  return metrics;
 }
 
 // A short continuation of nothing, so that people see the model learn. All replicas make one, with as many
@@ -246,6 +270,10 @@ std::string Trainer::state_json() const {
   json["config"] = in_.config_json;
   json["build"] = in_.build_json;
   json["data"] = in_.data_text;
+  if (state_.old_loss_before && state_.old_loss)
+    json["forgetting"] = {{"before", *state_.old_loss_before},
+                          {"after", *state_.old_loss},
+                          {"allowed", in_.config.objective.incremental.max_forgetting}};
   // All randomness is counter-based: the seed and the step are the whole generator state.
   json["rng"] = {{"kind", "philox4x32-10"}, {"seed", in_.config.training.seed}};
   return json.dump(1);
@@ -292,6 +320,11 @@ TrainOutcome Trainer::run() {
   MemoryReport memory(in_.log, model_.parameters().memory(),
                       estimate_memory(in_.config, in_.groups.mesh,
                                       pipeline_schedule(in_.config, in_.groups.mesh), in_.groups.rank));
+  if (old_validation_ && !state_.old_loss_before) {
+    state_.old_loss_before = old_loss();
+    in_.log.info("event=old_loss step={} loss={:.6f}: what the run began with", state_.step,
+                 *state_.old_loss_before);
+  }
   while (state_.step < t.train_iters && !stop) {
     if (in_.tracer != nullptr) in_.tracer->begin_step(state_.step + 1);
     const StepMetrics metrics = train_step(stop);
@@ -304,7 +337,8 @@ TrainOutcome Trainer::run() {
     }
     saver_->poll();
     const bool last = state_.step == t.train_iters;
-    if (validation_ && t.eval_interval > 0 && (state_.step % t.eval_interval == 0 || last)) {
+    if ((validation_ || old_validation_) && t.eval_interval > 0 &&
+        (state_.step % t.eval_interval == 0 || last)) {
       const ValidationMetrics validation = validate(state_.step);
       if (is_root_) {
         writer->write(validation.to_json());

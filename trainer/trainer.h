@@ -37,6 +37,7 @@ struct TrainerInputs {
   at::Device device;
   std::vector<WeightedDataset> train_datasets;
   std::vector<std::unique_ptr<Dataset>> validation_datasets;
+  std::vector<std::unique_ptr<Dataset>> old_validation_datasets;  // objective.incremental.old_validation
   std::shared_ptr<const Tokenizer> tokenizer;  // of the datasets; travels in checkpoints and samples text
   CheckpointSaverOptions saver;                // folder, attempt, lock check
   std::string mesh;                            // for the checkpoint's identity
@@ -76,7 +77,9 @@ class Trainer {
   StepTotals forward_backward();
   StepMetrics train_step(bool& stop);
   void skip_update(const StepTotals& totals, int64_t step);
+  StepTotals held_out_totals(const ValidationStream& stream);
   ValidationMetrics validate(int64_t step);
+  double old_loss();
   void write_sample(int64_t step);
   void save(int64_t step);
   CheckpointIdentity identity(int64_t step) const;
@@ -89,7 +92,7 @@ class Trainer {
   BatchShape batch_;
   ParallelModel model_;
   std::unique_ptr<SampleStream> stream_;
-  std::unique_ptr<ValidationStream> validation_;
+  std::unique_ptr<ValidationStream> validation_, old_validation_;
   std::unique_ptr<CheckpointSaver> saver_;
   std::unique_ptr<Prefetcher> prefetcher_;  // last: its threads read the streams
   TrainState state_;

@@ -17,6 +17,7 @@ void add_eval_command(CLI::App& parent, CommandContext& context);
 void add_generate_command(CLI::App& parent, CommandContext& context);
 void add_import_command(CLI::App& parent, CommandContext& context);
 void add_export_command(CLI::App& parent, CommandContext& context);
+void add_distill_command(CLI::App& parent, CommandContext& context);  // with cache below it
 void add_report_command(CLI::App& parent, CommandContext& context);
 void add_watch_command(CLI::App& parent, CommandContext& context);  // with lineage below it
 void add_checkpoint_command(CLI::App& parent, CommandContext& context);  // with inspect and verify below it

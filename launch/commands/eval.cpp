@@ -28,7 +28,7 @@ struct EvalOptions {
 
 struct Documents {
   int64_t count = 0;
-  std::function<std::vector<int32_t>(int64_t index)> get;
+  std::function<ScoredDocument(int64_t index)> get;
 };
 
 // The whole file is one document, cut at the model's context.
@@ -43,7 +43,15 @@ Documents text_document(const EvalOptions& options, const LoadedModel& model, Co
                  options.text, ids.size(), limit);
     ids.resize(limit);
   }
-  return {1, [ids = std::move(ids)](int64_t) { return ids; }};
+  return {1, [ids = std::move(ids)](int64_t) { return ScoredDocument{ids, {}}; }};
+}
+
+// What is not learnt is read, not scored; what comes behind the last token that counts (padding) is left out.
+ScoredDocument masked_document(const Dataset& dataset, int64_t index) {
+  ScoredDocument document{dataset.document(index), dataset.document_loss_mask(index)};
+  while (!document.loss_mask.empty() && document.loss_mask.back() == 0) document.loss_mask.pop_back();
+  document.ids.resize(document.loss_mask.size());
+  return document;
 }
 
 Documents dataset_documents(const EvalOptions& options, const LoadedModel& model, CommandContext& context) {
@@ -55,7 +63,10 @@ Documents dataset_documents(const EvalOptions& options, const LoadedModel& model
       "again "
       "with this model's tokenizer",
       options.data, dataset->tokenizer_digest(), model.bundle.origin, model.bundle.tokenizer->digest());
-  return {dataset->num_documents(), [dataset](int64_t index) { return dataset->document(index); }};
+  return {dataset->num_documents(), [dataset](int64_t index) {
+            return dataset->kind() == "text" ? ScoredDocument{dataset->document(index), {}}
+                                             : masked_document(*dataset, index);
+          }};
 }
 
 std::string per_token_line(const DocumentScore& document) {
@@ -111,7 +122,7 @@ EvaluationTotals score(const EvalOptions& options, const LoadedModel& model, con
       fmt::print(stderr, "eval: {} of {} documents\n", round, documents.count);
     int64_t index = round + block * model.replica(), meetings = 0;
     const int64_t end = std::min(index + block, documents.count);
-    const auto next = [&]() -> std::optional<std::vector<int32_t>> {
+    const auto next = [&]() -> std::optional<ScoredDocument> {
       if (index >= end) return std::nullopt;
       return documents.get(index++);
     };
@@ -157,7 +168,8 @@ void run_eval(const EvalOptions& options, CommandContext& context) {
   const Documents documents = options.text.empty() ? dataset_documents(options, model, context)
                                                    : text_document(options, model, context);
   const EvaluationTotals totals = score(options, model, documents, context);
-  HEARTH_CHECK(totals.num_tokens > 0, BadInput, "nothing to score: no document has two tokens or more");
+  HEARTH_CHECK(totals.num_tokens > 0, BadInput,
+               "nothing to score: no document has two tokens or more, or in none a token is learnt");
   HEARTH_CHECK(std::isfinite(totals.loss()), Numeric, "the loss of {} is not finite: its weights are damaged",
                model.bundle.origin);
   const nlohmann::json json{{"loss", totals.loss()},
@@ -185,7 +197,9 @@ void add_eval_command(CLI::App& parent, CommandContext& context) {
   CLI::App* command =
       parent.add_subcommand("eval", "Mean loss and perplexity of a model on prepared data or a text file");
   options->model.add_to(*command);
-  command->add_option("--data", options->data, "Dataset folder, as `hearth data prepare` writes it");
+  command->add_option(
+      "--data", options->data,
+      "Dataset folder, as `hearth data prepare` writes it; of conversations what is learnt is scored");
   command->add_option("--text", options->text, "Text file: one document, cut at max_position_embeddings");
   command->add_option(
       "--per-token", options->per_token,

@@ -44,25 +44,43 @@ int compute_threads(const ControlPlane& control, const Environment& environment)
 
 }  // namespace
 
-ExperimentData open_data(FileSystem& fs, const DataConfig& config, MissingData missing) {
+ExperimentData open_data(FileSystem& fs, const ExperimentConfig& experiment, MissingData missing) {
+  const DataConfig& config = experiment.data;
+  const IncrementalConfig& incremental = experiment.objective.incremental;
   ExperimentData data;
   const auto open = [&](const std::string& path) -> std::unique_ptr<Dataset> {
     if (missing == MissingData::Allow && !fs.exists(path + "/dataset.json")) {
       if (data.missing.empty()) data.missing = path;
       return nullptr;
     }
-    return Dataset::open(fs, path);
+    auto dataset = Dataset::open(fs, path);
+    dataset->require_seq_length(config.seq_length);
+    return dataset;
   };
-  for (const DatasetEntry& entry : config.train) {
-    auto dataset = open(entry.path);
-    if (dataset == nullptr) continue;
-    data.digest += (data.digest.empty() ? "" : ",") + dataset->digest();
-    data.text += fmt::format("{}{}  {} shards, {} tokens", data.text.empty() ? "" : "; ", entry.path,
-                             dataset->num_shards(), dataset->num_tokens());
-    data.train.push_back({std::move(dataset), entry.weight});
+  const auto total = [](const std::vector<DatasetEntry>& entries) {
+    double sum = 0;
+    for (const DatasetEntry& entry : entries) sum += entry.weight;
+    return sum;
+  };
+  const auto open_train = [&](const std::vector<DatasetEntry>& entries, double factor) {
+    for (const DatasetEntry& entry : entries) {
+      auto dataset = open(entry.path);
+      if (dataset == nullptr) continue;
+      data.digest += (data.digest.empty() ? "" : ",") + dataset->digest();
+      data.text += fmt::format("{}{}  {} shards, {} tokens", data.text.empty() ? "" : "; ", entry.path,
+                               dataset->num_shards(), dataset->num_tokens());
+      data.train.push_back({std::move(dataset), entry.weight * factor});
+    }
+  };
+  open_train(config.train, 1.0);
+  if (!incremental.replay.empty()) {
+    const double share = incremental.replay_share;
+    open_train(incremental.replay, share / (1.0 - share) * total(config.train) / total(incremental.replay));
   }
   for (const DatasetEntry& entry : config.validation)
     if (auto dataset = open(entry.path)) data.validation.push_back(std::move(dataset));
+  for (const DatasetEntry& entry : incremental.old_validation)
+    if (auto dataset = open(entry.path)) data.old_validation.push_back(std::move(dataset));
   return data;
 }
 
@@ -76,6 +94,25 @@ void require_one_tokenizer(const ExperimentData& data) {
   };
   for (const auto& entry : data.train) check(*entry.dataset);
   for (const auto& dataset : data.validation) check(*dataset);
+  for (const auto& dataset : data.old_validation) check(*dataset);
+}
+
+void require_data_of_objective(const ExperimentConfig& config, const ExperimentData& data) {
+  const std::string& objective = config.objective.kind;
+  bool conversations = false;
+  for (const auto& entry : data.train) {
+    const std::string kind = entry.dataset->kind();
+    conversations = conversations || kind == "sft";
+    HEARTH_CHECK((kind == "preference") == (objective == "dpo"), BadInput,
+                 "{} holds {}, and objective.kind is {}: {}", entry.dataset->directory(),
+                 kind == "preference" ? "preference pairs" : "no preference pairs", objective,
+                 objective == "dpo" ? "prepare pairs with `hearth data prepare --format preference`"
+                                    : "pairs are for objective.kind dpo");
+  }
+  HEARTH_CHECK(objective != "sft" || conversations, BadInput,
+               "objective.kind sft needs conversations, and {} is plain text: prepare them with `hearth data prepare "
+               "--format messages` (alpaca, sharegpt, ...), or train text with objective.kind pretrain",
+               data.train.front().dataset->directory());
 }
 
 std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const ExperimentData& data,
@@ -93,6 +130,21 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
   return bundle;
 }
 
+void require_same_tokens(const Tokenizer& teacher, const std::string& origin, const Dataset& dataset,
+                         FileSystem& fs) {
+  if (teacher.digest() == dataset.tokenizer_digest()) return;
+  const auto own = Tokenizer::load(fs, dataset.tokenizer_directory());
+  const auto different = first_different_token(*own, teacher);
+  HEARTH_CHECK(
+      !different, BadInput,
+      "the teacher {} has another tokenizer than {}: id {} is '{}' there and '{}' in the data. A teacher's "
+      "probabilities say something about the student's tokens only where the ids mean the same: choose a "
+      "teacher "
+      "and a student of one family, or prepare the data with the teacher's tokenizer and train a student on "
+      "that",
+      origin, dataset.directory(), *different, teacher.id_to_token(*different), own->id_to_token(*different));
+}
+
 std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const ExperimentData& data,
                                           CommandContext& context, Log& log) {
   const auto& path = loaded.config.objective.teacher;
@@ -104,18 +156,28 @@ std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const Expe
       "objective.teacher {} carries no tokenizer, so nobody can tell whether its ids mean the same tokens as "
       "those of {}; put its tokenizer.json beside its weights",
       teacher->origin, dataset.directory());
-  if (teacher->tokenizer->digest() == dataset.tokenizer_digest()) return teacher;
-  const auto own = Tokenizer::load(context.fs, dataset.tokenizer_directory());
-  const auto different = first_different_token(*own, *teacher->tokenizer);
-  HEARTH_CHECK(
-      !different, BadInput,
-      "objective.teacher {} has another tokenizer than {}: id {} is '{}' there and '{}' in the data. A "
-      "teacher's probabilities say something about the student's tokens only where the ids mean the same: "
-      "choose a teacher and a student of one family, or prepare the data with the teacher's tokenizer and "
-      "train a student on that",
-      teacher->origin, dataset.directory(), *different, teacher->tokenizer->id_to_token(*different),
-      own->id_to_token(*different));
+  require_same_tokens(*teacher->tokenizer, teacher->origin, dataset, context.fs);
   return teacher;
+}
+
+std::unique_ptr<TeacherCache> open_teacher_cache(const LoadedConfig& loaded, const ExperimentData& data,
+                                                 CommandContext& context) {
+  const auto& path = loaded.config.objective.teacher_cache;
+  if (!path) return nullptr;
+  auto cache = TeacherCache::open(context.fs, *path);
+  for (const auto& entry : data.train) {
+    const Dataset& dataset = *entry.dataset;
+    HEARTH_CHECK(cache->info().tokenizer_digest == dataset.tokenizer_digest(), BadInput,
+                 "objective.teacher_cache {} was made of data with another tokenizer than {}", *path,
+                 dataset.directory());
+    for (int64_t shard = 0; shard < dataset.num_shards(); ++shard)
+      HEARTH_CHECK(cache->contains(dataset.shard(shard).info().digest), BadInput,
+                   "objective.teacher_cache {} has nothing of {}/{}; run `hearth distill cache TEACHER "
+                   "--data {} --output "
+                   "{}` again, which adds what is missing",
+                   *path, dataset.directory(), dataset.shard(shard).info().file, dataset.directory(), *path);
+  }
+  return cache;
 }
 
 std::unique_ptr<ModelBundle> complete_config(LoadedConfig& loaded, const ExperimentData& data,

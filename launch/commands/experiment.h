@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "data/sampler.h"
+#include "data/teacher_cache.h"
 #include "launch/command.h"
 #include "launch/config_parser.h"
 #include "parallel/mesh.h"
@@ -19,14 +20,15 @@ namespace hearth {
 
 struct ExperimentData {
   std::vector<WeightedDataset> train;
-  std::vector<std::unique_ptr<Dataset>> validation;
+  std::vector<std::unique_ptr<Dataset>> validation, old_validation;
   std::string digest, text;  // of the training data: identity, and for people
   std::string missing;       // first folder that is not there; only where that is allowed
 };
 
 enum class MissingData { Refuse, Allow };
 
-ExperimentData open_data(FileSystem& fs, const DataConfig& config, MissingData missing);
+// The training data is data.train and, with its share of the weight, objective.incremental.replay.
+ExperimentData open_data(FileSystem& fs, const ExperimentConfig& config, MissingData missing);
 // Throws Error{BadInput} for datasets of different tokenizers.
 void require_one_tokenizer(const ExperimentData& data);
 
@@ -41,10 +43,21 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
                                              std::unique_ptr<ModelBundle> bundle, CommandContext& context,
                                              Log& log);
 
+// Throws Error{BadInput} where an objective cannot use the data: pairs are for dpo alone, sft needs conversations.
+void require_data_of_objective(const ExperimentConfig& config, const ExperimentData& data);
+// Throws Error{BadInput} that explains where the ids of a teacher's tokenizer mean other tokens than the
+// dataset's; padding at the end of the larger one may differ.
+void require_same_tokens(const Tokenizer& teacher, const std::string& origin, const Dataset& dataset,
+                         FileSystem& fs);
 // The model of objective.teacher; null where there is none. Throws Error{BadInput} for a teacher with other
 // tokens than the data.
 std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const ExperimentData& data,
                                           CommandContext& context, Log& log);
+
+// The cache of objective.teacher_cache; null where there is none. Throws Error{BadInput} unless it is of the
+// data's tokenizer and has every training shard.
+std::unique_ptr<TeacherCache> open_teacher_cache(const LoadedConfig& loaded, const ExperimentData& data,
+                                                 CommandContext& context);
 
 // Takes --device auto, cpu or cuda. The first call of CUDA in the process: environment variables that the
 // layout needs are set before it. Sets the threads that compute too and returns the device. Afterwards and

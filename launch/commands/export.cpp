@@ -13,6 +13,7 @@
 #include "launch/commands/transfer_progress.h"
 #include "parallel/mesh.h"
 #include "trainer/interchange/export_model.h"
+#include "trainer/interchange/lora_model.h"
 #include "trainer/loaded_model.h"
 #include "trainer/model/model_partition.h"
 #include "trainer/prompt_logits.h"
@@ -23,7 +24,7 @@ namespace {
 struct Arguments {
   std::string model, output, dtype;
   std::vector<std::string> overrides;
-  bool overwrite = false;
+  bool overwrite = false, allow_forgetting = false, adapters = false;
 };
 
 // The ranks of this host hold their shares in fp32. Where that is more than half of the free memory of some
@@ -39,12 +40,34 @@ bool fits_in_memory(const ModelConfig& model, const ParallelConfig& layout, Cont
   return control.vote(bytes <= free / 2, "", "export.memory", nullptr);
 }
 
+IfForgotten if_forgotten(const Arguments& arguments) {
+  return arguments.allow_forgetting ? IfForgotten::Publish : IfForgotten::Refuse;
+}
+
+void publish_adapters(const Arguments& arguments, const std::string& output, const ModelBundle& model,
+                      CommandContext& context, Log& log) {
+  HEARTH_CHECK(model.adapters != nullptr, Usage, "{} has no adapters: leave out --adapters", model.origin);
+  check_forgetting(model, if_forgotten(arguments),
+                   [&](const std::string& text) { log.warning("event=export_warning text=\"{}\"", text); });
+  if (context.job.control->rank() != 0) return;
+  export_adapters(context.fs, output,
+                  {.adapters = *model.adapters,
+                   .base = model.config,
+                   .lora = model.lora,
+                   .base_model = model.base_model,
+                   .dtype = parse_transfer_dtype(arguments.dtype)});
+  std::cout << fmt::format(
+      "exported {}\n  adapters      {} parameters of rank {} on {}\n  directory     {}\n", model.origin,
+      lora_parameter_count(model.config, model.lora), model.lora.rank, model.base_model, output);
+}
+
 void run(const Arguments& arguments, CommandContext& context) {
   ControlPlane& control = *context.job.control;
   Log log(Log::Options{.rank = control.rank(), .world_size = control.world_size()});
   std::string output = arguments.output;
   while (output.size() > 1 && output.ends_with('/')) output.pop_back();
   const ModelBundle model = open_model(context.fs, control, log, arguments.model);
+  if (arguments.adapters) return publish_adapters(arguments, output, model, context, log);
   TransferProgress progress(context, "export");
   const ParallelConfig layout =
       layout_to_answer(arguments.overrides, layout_of_all(model.config, control.world_size()), control, log);
@@ -65,6 +88,7 @@ void run(const Arguments& arguments, CommandContext& context) {
       {.output = output,
        .dtype = parse_transfer_dtype(arguments.dtype),
        .if_exists = arguments.overwrite ? IfOutputExists::Replace : IfOutputExists::Refuse,
+       .if_forgotten = if_forgotten(arguments),
        .logits = std::move(logits),
        .progress = [&](int64_t done, int64_t total) { progress.update(done, total); },
        .warn = [&](const std::string& text) { log.warning("event=export_warning text=\"{}\"", text); }});
@@ -96,6 +120,10 @@ void add_export_command(CLI::App& parent, CommandContext& context) {
       ->allow_extra_args(false);
   app->add_flag("--overwrite", arguments->overwrite,
                 "Replace the model that --output holds, once the new one is checked");
+  app->add_flag("--adapters", arguments->adapters,
+                "Of a LoRA run: the adapters alone, as a PEFT directory, in place of the merged model");
+  app->add_flag("--allow-forgetting", arguments->allow_forgetting,
+                "Publish a model that forgot more than objective.incremental.max_forgetting of its run");
   app->callback([arguments, &context] { run(*arguments, context); });
 }
 

@@ -1,4 +1,4 @@
-// hearth generate MODEL --prompt TEXT: continues a text, or answers a ChatML turn with --chat.
+// hearth generate MODEL --prompt TEXT: continues a text, or answers a turn with --chat.
 #include "trainer/generate.h"
 
 #include <CLI/CLI.hpp>
@@ -6,12 +6,12 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "data/chat/chat_format.h"
 #include "data/tokenizer/incremental_decoder.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/experiment.h"
 #include "launch/commands/model_options.h"
-#include "trainer/chatml.h"
 #include "trainer/loaded_model.h"
 
 namespace hearth {
@@ -20,24 +20,17 @@ namespace {
 struct GenerateOptions {
   ModelOptions model;
   std::string prompt, system;
+  std::vector<std::string> template_variables;
   bool chat = false, json = false;
   GenerationOptions generation;
 };
 
-// ChatML (OpenAI's chat markup, as Qwen and SmolLM2 use it). A system turn only where one is given, or where
-// the model's own template has a default one.
-std::string chatml(const GenerateOptions& options, const LoadedModel& model) {
-  const Tokenizer& tokenizer = model.require_tokenizer();
-  HEARTH_CHECK(tokenizer.token_to_id("<|im_start|>") && tokenizer.token_to_id("<|im_end|>"), BadInput,
-               "--chat needs a tokenizer with <|im_start|> and <|im_end|> (ChatML); {} has none: write the "
-               "model's own "
-               "chat markup into --prompt instead",
-               model.bundle.origin);
-  const std::string system =
-      options.system.empty() ? default_system_message(tokenizer.chat_template()) : options.system;
-  std::string text;
-  if (!system.empty()) text += "<|im_start|>system\n" + system + "<|im_end|>\n";
-  return text + "<|im_start|>user\n" + options.prompt + "<|im_end|>\n<|im_start|>assistant\n";
+// The user's turn, a system turn where one is given, and what opens the answer, in the model's own markup.
+std::vector<int32_t> chat_prompt(const GenerateOptions& options, const ChatFormat& format) {
+  nlohmann::ordered_json messages = nlohmann::ordered_json::array();
+  if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
+  messages.push_back({{"role", "user"}, {"content", options.prompt}});
+  return format.encode(format.render(messages, nullptr, GenerationPrompt::Add).text);
 }
 
 void run_generate(GenerateOptions& options, CommandContext& context) {
@@ -63,11 +56,17 @@ void run_generate(GenerateOptions& options, CommandContext& context) {
   const LoadedModel model =
       load_model(std::move(bundle), options.model.parsed_dtype(), device, context.job, layout);
   const Tokenizer& tokenizer = model.require_tokenizer();
-  // ChatML spells its special tokens out; a plain prompt gets what the tokenizer's post-processor adds.
-  const auto prompt = options.chat ? tokenizer.encode(chatml(options, model), SpecialTokens::Skip)
-                                   : tokenizer.encode(options.prompt, SpecialTokens::Add);
   options.generation.eos_ids = model.eos_ids();
-  if (options.chat) options.generation.eos_ids.push_back(*tokenizer.token_to_id("<|im_end|>"));
+  // A template spells its special tokens out; a plain prompt gets what the tokenizer's post-processor adds.
+  std::vector<int32_t> prompt;
+  if (options.chat) {
+    const ChatFormat format(tokenizer, model.bundle.origin,
+                            parse_template_variables(options.template_variables));
+    prompt = chat_prompt(options, format);
+    if (const auto end = format.end_of_turn_id()) options.generation.eos_ids.push_back(*end);
+  } else {
+    prompt = tokenizer.encode(options.prompt, SpecialTokens::Add);
+  }
   IncrementalDecoder decoder(tokenizer, DecodeSpecial::Skip);
   const bool speaks = model.speaks_for_replica();
   const auto stream = [&](int32_t id) {
@@ -95,8 +94,14 @@ void add_generate_command(CLI::App& parent, CommandContext& context) {
   options->model.add_to(*command);
   command->add_option("--prompt", options->prompt, "Text to continue, or the user's turn with --chat")
       ->required();
-  command->add_flag("--chat", options->chat, "Wrap the prompt as a ChatML conversation");
-  command->add_option("--system", options->system, "System turn for --chat (default: the model's own)");
+  command->add_flag("--chat", options->chat,
+                    "Ask the prompt as a user's turn, in the model's own chat template");
+  command->add_option("--system", options->system, "System turn for --chat (default: the template's own)");
+  command
+      ->add_option(
+          "--template-variable", options->template_variables,
+          "key=value for the chat template, value as JSON, e.g. enable_thinking=false; may be repeated")
+      ->allow_extra_args(false);
   command->add_option("--max-new-tokens", options->generation.max_new_tokens, "Most tokens to add")
       ->capture_default_str();
   command->add_option("--temperature", options->generation.sampling.temperature, "0 = greedy")

@@ -33,6 +33,7 @@ struct Side {
   LoadedConfig loaded;
   ExperimentData data;
   std::unique_ptr<ModelBundle> weights, teacher;
+  std::unique_ptr<TeacherCache> teacher_cache;
   Mesh mesh;
 };
 
@@ -40,13 +41,15 @@ Side open_side(const ParityOptions& options, const std::vector<std::string>& own
                Log& log) {
   std::vector<std::string> overrides = options.overrides;
   overrides.insert(overrides.end(), own.begin(), own.end());
-  Side side{load_experiment(context.fs, options.config, overrides), {}, nullptr, nullptr, Mesh()};
-  side.data = open_data(context.fs, side.loaded.config.data, MissingData::Refuse);
+  Side side{load_experiment(context.fs, options.config, overrides), {}, nullptr, nullptr, nullptr, Mesh()};
+  side.data = open_data(context.fs, side.loaded.config, MissingData::Refuse);
   auto bundle = complete_config(side.loaded, side.data, context, log);
   side.mesh = require_layout(side.loaded, context.job.control->world_size());
   require_one_tokenizer(side.data);
+  require_data_of_objective(side.loaded.config, side.data);
   side.weights = initial_weights(side.loaded, side.data, std::move(bundle), context, log);
   side.teacher = open_teacher(side.loaded, side.data, context, log);
+  side.teacher_cache = open_teacher_cache(side.loaded, side.data, context);
   return side;
 }
 
@@ -114,7 +117,9 @@ void run_parity(const ParityOptions& options, CommandContext& context) {
   const auto samples = first_samples(a);
   const auto run = [&](Side& side) {
     return run_parity_side(context.job, side.loaded.config, side.mesh, device, samples,
-                           {.init_from = side.weights.get(), .teacher = side.teacher.get()});
+                           {.init_from = side.weights.get(),
+                            .teacher = side.teacher.get(),
+                            .teacher_cache = side.teacher_cache.get()});
   };
   const ParitySide first_side = run(a), second_side = run(b);
   if (!options.save.empty()) {

@@ -33,7 +33,7 @@ struct PlanOptions {
 LoadedConfig load_complete(const PlanOptions& options, CommandContext& context) {
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
   Log log({.rank = 0, .world_size = 1});
-  complete_config(loaded, open_data(context.fs, loaded.config.data, MissingData::Allow), context, log);
+  complete_config(loaded, open_data(context.fs, loaded.config, MissingData::Allow), context, log);
   const ModelSection& model = loaded.config.model;
   HEARTH_CHECK(!model.shape_is_open(), Config, "the model's shape is that of {}, which does not exist yet",
                *model.init_from);

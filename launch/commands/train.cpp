@@ -210,6 +210,7 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   const auto weights =
       checkpoint && !needs_base ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
   const auto teacher = open_teacher(loaded, data, context, log);
+  const auto teacher_cache = open_teacher_cache(loaded, data, context);
   if (control.rank() == 0) {
     if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
     // Going on from a named checkpoint: newer ones belong to another history and would be found first next
@@ -240,25 +241,28 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
                                     .mesh = mesh,
                                     .rank = control.rank(),
                                     .folder = save + "/trace"});
-  Trainer trainer({.config = loaded.config,
-                   .fs = context.fs,
-                   .control = control,
-                   .groups = groups,
-                   .log = log,
-                   .device = device,
-                   .train_datasets = std::move(data.train),
-                   .validation_datasets = std::move(data.validation),
-                   .tokenizer = tokenizer,
-                   .saver = saver,
-                   .mesh = mesh.describe(),
-                   .config_hash = experiment_hash(loaded.config),
-                   .config_json = nlohmann::json::parse(resolved_json(loaded)),
-                   .build_json = build_json(),
-                   .data_text = data_text,
-                   .stop_requested = [] { return stop_signal().has_value(); },
-                   .faults = faults,
-                   .tracer = tracer ? &*tracer : nullptr,
-                   .others = {.init_from = weights.get(), .teacher = teacher.get()}});
+  Trainer trainer(
+      {.config = loaded.config,
+       .fs = context.fs,
+       .control = control,
+       .groups = groups,
+       .log = log,
+       .device = device,
+       .train_datasets = std::move(data.train),
+       .validation_datasets = std::move(data.validation),
+       .old_validation_datasets = std::move(data.old_validation),
+       .tokenizer = tokenizer,
+       .saver = saver,
+       .mesh = mesh.describe(),
+       .config_hash = experiment_hash(loaded.config),
+       .config_json = nlohmann::json::parse(resolved_json(loaded)),
+       .build_json = build_json(),
+       .data_text = data_text,
+       .stop_requested = [] { return stop_signal().has_value(); },
+       .faults = faults,
+       .tracer = tracer ? &*tracer : nullptr,
+       .others = {
+           .init_from = weights.get(), .teacher = teacher.get(), .teacher_cache = teacher_cache.get()}});
   if (checkpoint) {
     trainer.resume(*checkpoint);
   } else {
@@ -276,7 +280,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
   const bool only_look = options.dry_run || options.print_config;
   ExperimentData data =
-      open_data(context.fs, loaded.config.data, only_look ? MissingData::Allow : MissingData::Refuse);
+      open_data(context.fs, loaded.config, only_look ? MissingData::Allow : MissingData::Refuse);
   auto init_from = complete_config(loaded, data, context, log);
   if (options.print_config) {
     if (control.rank() == 0) std::cout << resolved_yaml(loaded);
@@ -291,6 +295,7 @@ void run_train(const TrainOptions& options, CommandContext& context) {
     return;
   }
   require_one_tokenizer(data);
+  require_data_of_objective(loaded.config, data);
   control.set_timeout(loaded.config.parallel.collective_timeout_s);
   run_training(options, loaded, mesh, std::move(data), std::move(init_from), context, log);
 }

@@ -36,10 +36,24 @@ bool is_ignored_name(const std::string& name) {
   return name.starts_with('.') || name.ends_with(".tmp") || name.ends_with(".part") || !is_utf8(name);
 }
 
-std::optional<std::string> corpus_ending(const std::string& name) {
-  for (const char* ending :
-       {".txt", ".jsonl", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst", ".h5", ".hdf5"})
-    if (name.ends_with(ending)) return ending;
+CorpusContent corpus_content(const std::vector<std::string>& prepare_arguments) {
+  std::string format = "text";
+  for (size_t i = 0; i < prepare_arguments.size(); ++i) {
+    if (prepare_arguments[i] == "--format" && i + 1 < prepare_arguments.size())
+      format = prepare_arguments[++i];
+    if (prepare_arguments[i].starts_with("--format=")) format = prepare_arguments[i].substr(9);
+  }
+  return format == "text" ? CorpusContent::Documents : CorpusContent::Records;
+}
+
+// As data/corpus.cpp has them.
+std::optional<std::string> corpus_ending(const std::string& name, CorpusContent content) {
+  const bool documents = content == CorpusContent::Documents;
+  for (const std::string whole : {".h5", ".hdf5"})
+    if (documents && name.ends_with(whole)) return whole;
+  for (const std::string packed : {"", ".gz", ".zst"})
+    for (const std::string ending : {".jsonl", documents ? ".txt" : ".json"})
+      if (name.ends_with(ending + packed)) return ending + packed;
   return std::nullopt;
 }
 

@@ -11,13 +11,16 @@
 
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "data/corpus.h"
 
 namespace hearth {
 
 // Names of partial uploads (".x", "x.tmp", "x.part"), and names that no JSON can hold.
 bool is_ignored_name(const std::string& name);
-// ".jsonl.gz" of "a.jsonl.gz"; nothing for an ending that `hearth data prepare` does not read.
-std::optional<std::string> corpus_ending(const std::string& name);
+// What `hearth data prepare` with these arguments reads: records where --format names something but text.
+CorpusContent corpus_content(const std::vector<std::string>& prepare_arguments);
+// ".jsonl.gz" of "a.jsonl.gz"; nothing for an ending that it then does not read.
+std::optional<std::string> corpus_ending(const std::string& name, CorpusContent content);
 
 // Files whose size and time did not change while somebody looked for `settle_ms`. Only what the watcher saw
 // itself counts: times of files come from other clocks. Starts afresh with the process.

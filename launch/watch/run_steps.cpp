@@ -158,7 +158,11 @@ void WatchLoop::freeze_training() {
     return return_batch(fmt::format("{} tokens, fewer than one sample of {}", train->num_tokens(),
                                     experiment.data.seq_length));
   if (c_.config.epochs > 0) {
-    const double samples = c_.config.epochs * static_cast<double>(windows) / (1 - c_.config.replay_share);
+    // Old data comes from `replay` here, from objective.incremental of the experiment, or from both.
+    const IncrementalConfig& incremental = experiment.objective.incremental;
+    const double new_share =
+        (1 - c_.config.replay_share) * (incremental.replay.empty() ? 1 : 1 - incremental.replay_share);
+    const double samples = c_.config.epochs * static_cast<double>(windows) / new_share;
     const auto steps = std::ceil(samples / static_cast<double>(experiment.training.global_batch_size));
     next.run->overrides.push_back(
         fmt::format("training.train_iters={}", std::max<int64_t>(1, static_cast<int64_t>(steps))));

@@ -55,7 +55,8 @@ struct WatchConfig {
     const auto key = OnResume::MayChange;  // a run that was planned keeps what it was planned with
     v("experiment", experiment, key,
       "experiment file of each run; weights, data and run folder come from here");
-    v("inbox", inbox, key, "folder that new files arrive in: .txt, .jsonl, each also .gz or .zst, and .h5");
+    v("inbox", inbox, key,
+      "folder that new files arrive in, of the endings that `hearth data prepare` reads");
     v("workspace", workspace, key, "folder for everything that the loop keeps");
     v("tokenizer", tokenizer, key, "tokenizer of the model, as `hearth data prepare` takes it");
     v("base_model", base_model, key, "release 0000: checkpoint, run folder or HF directory");

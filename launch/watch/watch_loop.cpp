@@ -140,6 +140,7 @@ bool WatchLoop::accept_files() {
   WatchState next = state();
   std::vector<LineageEvent> events;
   std::set<std::string> fresh;
+  const CorpusContent content = corpus_content(c_.config.prepare_arguments);
   c_.fs.create_directories(batch_folder());
   for (const auto& [name, stamp] : found) {
     stop_if_asked();
@@ -147,13 +148,15 @@ bool WatchLoop::accept_files() {
     const auto digest = copy_digested(c_.fs, from, stamp, temporary);
     if (!digest) continue;  // it changes still
     next.removals.push_back({name, stamp.size, stamp.modified_ns});
-    const auto ending = corpus_ending(name);
+    const auto ending = corpus_ending(name, content);
     if (used_.contains(*digest) || fresh.contains(*digest)) {
       c_.fs.remove(temporary);
       events.push_back({{"event", "file_duplicate"}, {"name", name}, {"digest", *digest}});
     } else if (!ending) {
       const std::string kept = path("rejected", *digest + "-" + name);
-      const std::string reason = "no .txt, .jsonl (also .gz, .zst) or .h5 file";
+      const std::string reason = content == CorpusContent::Documents
+                                     ? "no .txt, .jsonl (also .gz, .zst) or .h5 file"
+                                     : "no .jsonl or .json file (also .gz, .zst)";
       c_.fs.write_atomically(kept + ".reason", reason + "\n");
       c_.fs.rename(temporary, kept);
       events.push_back({{"event", "file_rejected"}, {"name", name}, {"digest", *digest}, {"reason", reason}});
@@ -252,12 +255,13 @@ ChildResult WatchLoop::run_step(const Step& step) {
 std::vector<std::string> describe_next(FileSystem& fs, Clock& clock, const WatchConfig& config) {
   const std::string file = config.workspace + "/state.json";
   const WatchState now = fs.exists(file) ? state_from_json(fs.read_text(file), file) : WatchState{};
+  const CorpusContent content = corpus_content(config.prepare_arguments);
   std::vector<std::string> lines;
   lines.push_back("serving       " + (now.serving.empty() ? "nothing yet" : "release " + now.serving));
   for (const auto& entry : fs.list(config.inbox)) {
     const FileStamp stamp = fs.stamp(config.inbox + "/" + entry);
     const char* fate = is_ignored_name(entry) || !stamp.regular ? "ignored"
-                       : corpus_ending(entry)                   ? "would be accepted"
+                       : corpus_ending(entry, content)          ? "would be accepted"
                                                                 : "would be rejected: unknown ending";
     lines.push_back(fmt::format("inbox         {}  {} bytes  {}", entry, stamp.size, fate));
   }

@@ -1,6 +1,8 @@
 """Fine-tuning and distillation on one GPU: LoRA rank 16 on all linears (1B 2048 x 4, 8B 2048 x 2) and online distillation
 8B -> 1B (2048 x 4, forward KL at temperature 2, states in bf16 as the peers keep them), as a user runs them: real text, an optimizer step every
-global batch, median over steps after a warm-up. Weights are random. One JSON line each.     gpu_finetune.py [NAME ...]"""
+global batch, median over steps after a warm-up. Weights are random. One JSON line each; with
+--profile the kernels of a step too.     gpu_finetune.py [--profile] [NAME ...]"""
+import collections
 import json
 import os
 import statistics
@@ -75,7 +77,20 @@ def write_model(workspace, preset):
     return preset
 
 
-def measure(workspace, name):
+def widen_tokenizer(workspace, size):
+    """The corpus' tokenizer with as many entries as the models have rows, so that a distillation's vocabulary is a whole one."""
+    path = workspace.path("tokenizer", "tokenizer.json")
+    with open(path, encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    known = len(tokenizer["model"]["vocab"])
+    first = max(max(tokenizer["model"]["vocab"].values()) + 1, *(t["id"] + 1 for t in tokenizer["added_tokens"]), known)
+    tokenizer["model"]["vocab"].update({f"<unused_{i}>": i for i in range(first, size)})
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(tokenizer, file)
+    hearth(["data", "prepare", "docs.jsonl", "--tokenizer", "tokenizer", "--output", "wide", "--seed", "7"], workspace.folder)
+
+
+def measure(workspace, name, profile=False):
     student, teacher, micro, changes = CASES[name]
     changes = {f"model__{key}": None for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "family",
                                                  "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
@@ -83,23 +98,44 @@ def measure(workspace, name):
     if teacher:
         changes["objective__teacher"] = write_model(workspace, teacher)
     # Windows of one document each, as the peers' causal mask.
-    changes.update(model__init_from=write_model(workspace, student), data__seq_length=SEQ, data__reset_attention_mask=False,
+    changes.update(data__train=[{"path": "wide"}], model__init_from=write_model(workspace, student), data__seq_length=SEQ, data__reset_attention_mask=False,
                    data__validation=[], training__micro_batch_size=micro, training__global_batch_size=micro,
                    training__train_iters=WARM_UP + STEPS, precision__dtype="bf16", optimizer__lr_warmup_iters=10,
                    optimizer__lr_decay_iters=1000, optimizer__lr=1e-4, optimizer__min_lr=1e-5)
     config = workspace.write_config(f"{name}.yaml", **changes)
-    # Measured without the save of the last step: it is not what the peers time.
-    done = hearth(["train", config, "--device", "cuda", "--set", f"checkpoint.save=runs/{name}"], workspace.folder, ranks=1, timeout=300)
-    rates = [m["tokens/s"] for step, m in sorted(workspace.metrics(name).items()) if step > WARM_UP]
+    traced = ["profile.enabled=true", f"profile.step_start={WARM_UP + STEPS - 1}", f"profile.step_end={WARM_UP + STEPS + 1}"] if profile else []
+    done = hearth(["train", config, "--device", "cuda"] + [word for item in [f"checkpoint.save=runs/{name}", *traced] for word in ("--set", item)],
+                  workspace.folder, ranks=1, timeout=300)
+    metrics = workspace.metrics(name)
+    rates = [m["tokens/s"] for step, m in sorted(metrics.items()) if WARM_UP < step < WARM_UP + STEPS - 2]
     peak = next((int(word.split("=")[1]) for word in done.stderr.split() if word.startswith("peak_memory_bytes=")), 0)
+    if profile:
+        kernel_shares(workspace, name)
     print(json.dumps({"case": name, "seq": SEQ, "micro_batch": micro, "tokens_per_s": round(statistics.median(rates)),
-                      "peak_gib": round(peak / 2**30, 2), "lm_loss": workspace.metrics(name)[WARM_UP + STEPS]["lm loss"]}), flush=True)
+                      "peak_gib": round(peak / 2**30, 2), "lm_loss": metrics[WARM_UP + STEPS]["lm loss"]}), flush=True)
+
+
+def kernel_shares(workspace, name):
+    """Where the time of two traced steps goes, by kernel, in ms a step."""
+    with open(workspace.path("runs", name, "trace", "rank_0000.json"), encoding="utf-8") as file:
+        events = json.load(file)["traceEvents"]
+    kernels = [e for e in events if e.get("cat") == "kernel"]
+    total = collections.Counter()
+    for event in kernels:
+        name_of = event["name"].replace("(anonymous namespace)::", "").replace("void ", "")
+        total[name_of.split("<")[0].split("(")[0][-60:]] += event["dur"] / 2000
+    begin, end = min(e["ts"] for e in kernels), max(e["ts"] + e["dur"] for e in kernels)
+    print(f"{name}: {sum(total.values()):.1f} ms of kernels a step in {(end - begin) / 2000:.1f} ms")
+    for kernel, milliseconds in total.most_common(24):
+        print(f"  {milliseconds:8.2f}  {kernel}")
 
 
 def main():
     with Workspace(num_documents=4000) as workspace:
-        for name in sys.argv[1:] or CASES:
-            measure(workspace, name)
+        widen_tokenizer(workspace, shape_of("llama-1b")["vocab_size"])
+        names = [name for name in sys.argv[1:] if name != "--profile"]
+        for name in names or CASES:
+            measure(workspace, name, "--profile" in sys.argv)
 
 
 if __name__ == "__main__":

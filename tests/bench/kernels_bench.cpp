@@ -16,6 +16,7 @@
 
 #include "kernels/adamw_op.h"
 #include "kernels/cross_entropy_op.h"
+#include "kernels/distillation_op.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
 #include "kernels/rms_norm_op.h"
@@ -178,6 +179,30 @@ void bench_swiglu(Table& table, int64_t rows, int64_t width) {
       });
 }
 
+// Each of the three passes reads both rows, the last one writes one: seven passes over a matrix at the least.
+// The peer is the plain loop: softmax of both in fp32, KL, its gradient.
+void bench_distillation(Table& table, int64_t rows, int64_t vocab) {
+  const double bytes = 2.0 * static_cast<double>(rows * vocab);
+  const int64_t sets = sets_for(2 * bytes);
+  const auto student = Table::many(sets, [&] { return at::randn({rows, vocab}, kBf16); });
+  const auto teacher = Table::many(sets, [&] { return at::randn({rows, vocab}, kBf16); });
+  const at::Tensor targets = at::randint(vocab, {rows}, kInt64);
+  const GatherStatistics alone = [](const at::Tensor& values) { return values.unsqueeze(0); };
+  table.memory_row(
+      "distillation", fmt::format("2 x [{}, {}] bf16", rows, vocab), 7 * bytes,
+      [&](int64_t s) {
+        at::Tensor logits = student[at_set(s)];
+        distillation_op(logits, teacher[at_set(s)], targets, {0, vocab, vocab},
+                        {.temperature = 2.0, .kd_alpha = 0.5}, alone);
+      },
+      [&](int64_t s) {
+        const at::Tensor log_s = student[at_set(s)].to(at::kFloat).div(2).log_softmax(1),
+                         log_t = teacher[at_set(s)].to(at::kFloat).div(2).log_softmax(1), t = log_t.exp();
+        t.mul(log_t.sub(log_s)).sum();
+        log_s.exp().sub(t).to(at::kBFloat16);
+      });
+}
+
 void bench_cross_entropy(Table& table, int64_t rows, int64_t vocab) {
   const double bytes = 2.0 * static_cast<double>(rows * vocab);
   const int64_t sets = sets_for(bytes);
@@ -322,6 +347,7 @@ void run(const std::string& filter) {
     bench_cross_entropy(table, 8192, 49152);
     bench_cross_entropy(table, 8192, 32000);
   }
+  if (table.wants("distillation")) bench_distillation(table, 1024, 128256);
   if (table.wants("vocab_parallel")) {
     bench_vocab_parallel(table, 8192, 128256);
     bench_vocab_parallel(table, 32768, 32000);

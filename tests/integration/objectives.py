@@ -2,13 +2,16 @@
 `hearth parity --save` makes one step from weights that transformers (and PEFT) saved and writes its mean gradients;
 the same step is taken here on the same samples (DUMP_SAMPLES prints them). Formulas of the losses are written here
 from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...]"""
+import json
 import os
+import random
 import sys
 
+import tokenizers
 import torch
 import transformers
 from safetensors import safe_open
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from fixture import BASE_CONFIG, VOCAB_SIZE, Report, Workspace, hearth
 from train_vs_pytorch import batch_tensors, read_samples
@@ -120,6 +123,7 @@ class Distill(Case):
         # Other depth, width and padding of the vocabulary.
         self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=3, hidden=96, tied=False).eval()
         copy_tokenizer(self.workspace, self.workspace.path("teacher"))
+        self.tokens = tokenizers.Tokenizer.from_file(self.workspace.path("tokenizer/tokenizer.json")).get_vocab_size()
         return super().prepare()
 
     def loss(self, samples):
@@ -127,7 +131,7 @@ class Distill(Case):
         student = self.logits(ids, mask)[keep]
         with torch.no_grad():
             teacher = self.teacher(input_ids=ids, attention_mask=mask).logits[keep]
-        shared = min(student.shape[-1], teacher.shape[-1])
+        shared = min(student.shape[-1], teacher.shape[-1], self.tokens)  # padding of either vocabulary has no opinion
         ce = cross_entropy(student, targets[keep])
         kd = divergence(self.kind, student[:, :shared], teacher[:, :shared], self.temperature, self.beta).mean()
         return (1 - self.alpha) * ce + self.alpha * self.temperature**2 * kd, {"ce loss": ce, "kd loss": kd}
@@ -142,8 +146,125 @@ class DistillJsd(Distill):
     kind, temperature, alpha, beta = "jsd", 1.5, 1.0, 0.3
 
 
+# A template in the manner of those that models carry, with the answers marked.
+TEMPLATE = ("{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
+            "{% endgeneration %}{% else %}{{ m.content + '\\n' }}{% endif %}{% endfor %}")
+
+
+class Conversations:
+    """Shards of conversations, packed to the length of a sample, in place of the text."""
+    def prepare_shards(self, form):
+        rng = random.Random(9)
+        words = ["ka", "lo", "mi", "ren", "tu", "\u4e16\u754c", "sho", "ve"]
+        say = lambda low, high: " ".join(rng.choices(words, k=rng.randint(low, high)))  # noqa: E731
+        with open(self.workspace.path("talk.jsonl"), "w", encoding="utf-8") as out:
+            for _ in range(60):
+                prompt = [{"role": "user", "content": say(2, 6)}]
+                if form == "messages":
+                    record = {"messages": prompt + [{"role": "assistant", "content": say(2, 8)}] +
+                              ([{"role": "user", "content": say(1, 3)}, {"role": "assistant", "content": say(1, 4)}] if rng.random() < 0.4 else [])}
+                else:
+                    answer = lambda: [{"role": "assistant", "content": say(1, 5)}]  # noqa: E731
+                    record = {"prompt": prompt, "chosen": answer(), "rejected": answer()}
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with open(self.workspace.path("template.jinja"), "w", encoding="utf-8") as out:
+            out.write(TEMPLATE)
+        hearth(["data", "prepare", "talk.jsonl", "--tokenizer", "tokenizer", "--chat-template", "template.jinja", "--format", form,
+                "--pack-length", BASE_CONFIG["data.seq_length"], "--output", "talk", "--seed", 3], self.workspace.folder)
+        return {"data__train": [{"path": "talk"}]}
+
+    def samples(self):
+        return read_samples(self.tool, self.workspace.path("talk"), BATCH)
+
+
+class Sft(Conversations, Case):
+    config = {"objective__kind": "sft"}
+
+    def prepare(self):
+        return {**super().prepare(), **self.prepare_shards("messages")}
+
+
+class SftLora(Conversations, Lora):
+    config = {"objective__kind": "sft", **Lora.config}
+
+    def prepare(self):
+        return {**super().prepare(), **self.prepare_shards("messages")}
+
+
+class DistillCache(Conversations, Distill):
+    """The whole vocabulary kept: the same student as online."""
+    temperature, alpha = 2.0, 0.6
+
+    def prepare(self):
+        changes = {**super().prepare(), **self.prepare_shards("messages")}
+        hearth(["distill", "cache", "teacher", "--data", "talk", "--output", "cache", "--top-k", VOCAB_SIZE, "--temperature",
+                self.temperature, "--dtype", "fp32", "--device", "cpu"], self.workspace.folder, ranks=2)
+        del self.config["objective__teacher"]
+        self.config["objective__teacher_cache"] = "cache"
+        return changes
+
+
+class Dpo(Conversations, Case):
+    """Rafailov et al. 2023, eq. 7; Azar et al. 2024 (means over tokens, as TRL takes them); Zhao et al. 2023."""
+    config = {"objective__kind": "dpo"}
+    kind, beta, smoothing = "sigmoid", 0.1, 0.0
+
+    def prepare(self):
+        return {**super().prepare(), **self.prepare_shards("preference"), "objective__pref_loss": self.kind,
+                "objective__pref_beta": self.beta, "objective__pref_label_smoothing": self.smoothing}
+
+    def reference_logits(self, ids, mask):
+        return self.logits(ids, mask).detach()  # the policy is where it began
+
+    def loss(self, samples):
+        ids, targets, keep, mask = batch_tensors(samples)
+        policy, reference = self.logits(ids, mask), self.reference_logits(ids, mask)
+        take = lambda logits: log_softmax(logits, -1).gather(-1, targets[..., None])[..., 0]  # noqa: E731
+        policy, reference = take(policy), take(reference)
+        gains, logps = [], []
+        for row, sample in enumerate(samples):
+            borders = [*sample["document_starts"], len(sample["loss_mask"])]
+            for begin, end in zip(borders, borders[1:]):
+                trained = keep[row, begin:end]
+                length = trained.sum() if self.kind == "ipo" else 1.0
+                logps.append(policy[row, begin:end][trained].sum())
+                gains.append((logps[-1] - reference[row, begin:end][trained].sum()) / length)
+        gains, logps = torch.stack(gains).view(-1, 2), torch.stack(logps).view(-1, 2)
+        margin = gains[:, 0] - gains[:, 1]
+        x = self.beta * margin
+        if self.kind == "sigmoid":
+            losses = -logsigmoid(x) * (1 - self.smoothing) - logsigmoid(-x) * self.smoothing
+        elif self.kind == "ipo":
+            losses = (margin - 1 / (2 * self.beta)) ** 2
+        else:
+            losses = torch.relu(1 - x)
+        rewards = self.beta * gains
+        return losses.mean(), {"rewards/chosen": rewards[:, 0].mean(), "rewards/rejected": rewards[:, 1].mean(),
+                               "rewards/accuracies": (margin > 0).float().mean(), "logps/chosen": logps[:, 0].mean(),
+                               "logps/rejected": logps[:, 1].mean()}
+
+
+class DpoLora(Dpo, Lora):
+    """Adapters that have moved already: the reference is the model without them."""
+    config = {**Dpo.config, **Lora.config}
+    smoothing = 0.1
+
+    def reference_logits(self, ids, mask):
+        with torch.no_grad(), self.model.disable_adapter():
+            return self.model(input_ids=ids, attention_mask=mask).logits
+
+
+class DpoIpo(DpoLora):
+    kind, beta, smoothing = "ipo", 0.5, 0.0
+
+
+class DpoHinge(DpoLora):
+    kind, beta, smoothing = "hinge", 0.2, 0.0
+
+
 CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "distill": Distill, "distill_reverse": DistillReverse,
-         "distill_jsd": DistillJsd}
+         "distill_jsd": DistillJsd, "distill_cache": DistillCache, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
+         "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
 
 def compare(report, name, saved, case, want_loss, want_metrics):

@@ -1,8 +1,8 @@
 """`hearth watch` as it is run: kill -9 at every arrow of a round, each followed by a restart, ends in one release in
 which each source file is exactly once, with the link whole at every moment; a rejected candidate, a bad file, a
 duplicate, a lost child, a killed watcher and SIGTERM.      watch.py [all]
-`all`: also a kill after each single write of the state, and a round whose steps run under mpirun.
-HEARTH_TEST_PROGRAM, where set, is what the steps are started with (`--program`)."""
+`all`: also a kill after each single write of the state, adapters trained on conversations, and a round whose steps
+run under mpirun. HEARTH_TEST_PROGRAM, where set, is what the steps are started with (`--program`)."""
 import json
 import os
 import random
@@ -269,6 +269,26 @@ def alone(report, watched):
     process.communicate()
 
 
+def conversations(report, workspace, base):
+    """Supervised fine-tuning of adapters on packed conversations; the release is the merged model."""
+    watched = Watched(workspace, "chats", base, replay=[], old_validation=[], max_loss_increase=0.0, prepare_arguments=[
+        "--format", "messages", "--chat-template", workspace.path("chat.jinja"), "--pack-length", "64"])
+    with open(workspace.path("chat.jinja"), "w", encoding="utf-8") as out:
+        out.write("{% for m in messages %}{{ m['role'] }}: {% generation %}{{ m['content'] }}{% endgeneration %}\n{% endfor %}")
+    with open(workspace.path("chats", "experiment.yaml"), "w", encoding="utf-8") as out:
+        out.write(to_yaml({**EXPERIMENT, "objective.kind": "sft", "objective.lora_rank": 4, "optimizer.lr": 1e-2}))
+    texts = [json.loads(line)["text"].split() for line in new_documents(workspace, 600, 200).splitlines()]
+    chats = [{"messages": [{"role": "user", "content": " ".join(text[:5])}, {"role": "assistant", "content": " ".join(text[5:20])}]}
+             for text in texts]
+    watched.drop("chats.json", json.dumps(chats))
+    watched.drop("plain.txt", "no conversation")
+    done = watched.run()
+    report.check("conversations: the round ends", done.returncode == 0, "" if done.returncode == 0 else done.stderr[-500:])
+    report.check("conversations: release 0001 is served", watched.served(report, "after conversations") == "0001",
+                 str([event["reason"] for event in watched.events("rejected")]))
+    report.check("conversations: plain text is put aside", len(watched.events("file_rejected")) == 1)
+
+
 def under_mpirun(report, workspace, base):
     watched = Watched(workspace, "ranks", base, launcher=[MPIRUN, "2"])
     drop_everything(watched)
@@ -289,6 +309,7 @@ def main():
         rejected(report, watched)
         alone(report, watched)
         if sys.argv[1:] == ["all"]:
+            conversations(report, workspace, base)
             killed_at_every_write(report, workspace, base)
             under_mpirun(report, workspace, base)
         print(f"{time.monotonic() - begin:.0f} s", flush=True)

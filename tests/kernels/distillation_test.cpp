@@ -2,8 +2,7 @@
 // block, padding columns, a teacher with fewer or more columns, ignored rows, and a vocabulary in two shares.
 #include "kernels/reference/distillation.h"
 
-#include <ATen/ops/cat.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ATen.h>
 
 #include "kernels/cross_entropy_op.h"
 #include "kernels/distillation_op.h"
@@ -104,6 +103,90 @@ BOOST_AUTO_TEST_CASE(a_vocabulary_in_two_shares_gives_what_a_whole_one_does) {
     const Diff diff = compare(at::cat({parts[0], parts[1]}, 1), whole, 2e-6);
     BOOST_TEST(diff.ok(), diff);
   }
+}
+
+// The teacher's distribution with all but the k likeliest ids as one outcome, in fp64.
+struct KeptReference {
+  std::vector<double> divergence, gradient;
+};
+KeptReference kept_reference(const Rows& in, int64_t cols, int64_t valid, const KeptTeacher& kept,
+                             const DistillationLoss& loss) {
+  const auto student = values<double>(in.student), logprobs = values<double>(kept.logprobs_NK),
+             ids = values<double>(kept.ids_NK), tail = values<double>(kept.tail_mass_N);
+  const auto k = static_cast<size_t>(kept.ids_NK.size(1));
+  KeptReference out{std::vector<double>(in.target_values.size()), std::vector<double>(student.size())};
+  for (size_t r = 0; r < in.target_values.size(); ++r) {
+    if (in.target_values[r] == kIgnoreIndex) continue;
+    const double* row = student.data() + r * static_cast<size_t>(cols);
+    const auto log_p = reference::log_softmax(row, static_cast<size_t>(valid), 1.0);
+    const auto log_s = reference::log_softmax(row, static_cast<size_t>(valid), loss.temperature);
+    std::vector<double> t(static_cast<size_t>(valid), 0.0);
+    std::vector<bool> is_kept(static_cast<size_t>(valid), false);
+    double s_tail = 0, mass = tail[r];
+    for (size_t i = 0; i < k; ++i) {
+      const auto id = static_cast<size_t>(ids[r * k + i]);
+      t[id] = std::exp(logprobs[r * k + i]);
+      is_kept[id] = true;
+      mass += t[id];
+      out.divergence[r] += t[id] * (logprobs[r * k + i] - log_s[id]);
+    }
+    for (size_t c = 0; c < t.size(); ++c) s_tail += is_kept[c] ? 0.0 : std::exp(log_s[c]);
+    if (tail[r] > 0) out.divergence[r] += tail[r] * (std::log(tail[r]) - std::log(s_tail));
+    for (size_t c = 0; c < t.size(); ++c) {
+      const double s = std::exp(log_s[c]);
+      const double d = s * mass - t[c] - (is_kept[c] || tail[r] == 0 ? 0.0 : s * tail[r] / s_tail);
+      const double onehot = static_cast<int64_t>(c) == in.target_values[r] ? 1.0 : 0.0;
+      out.gradient[r * static_cast<size_t>(cols) + c] =
+          (1 - loss.kd_alpha) * (std::exp(log_p[c]) - onehot) + loss.kd_alpha * loss.temperature * d;
+    }
+  }
+  return out;
+}
+
+KeptTeacher keep(const at::Tensor& teacher, int64_t k, double temperature) {
+  const at::Tensor logprobs = teacher.to(at::kFloat).div(temperature).log_softmax(1);
+  const auto [top, ids] = logprobs.topk(k, 1);
+  return {ids, top.contiguous(),
+          k == teacher.size(1) ? at::zeros({teacher.size(0)}, top.options())
+                               : logprobs.exp().scatter(1, ids, 0.0).sum(1)};
+}
+
+BOOST_DATA_TEST_CASE(a_kept_teacher_counts_its_tail_as_one_outcome,
+                     bdata::make({9, 33, 4097}) * bdata::make({1, 4, 9}), valid, k) {
+  for (const double temperature : {1.0, 2.0})
+    for (const double alpha : {0.4, 1.0}) {
+      const DistillationLoss loss{.temperature = temperature, .kd_alpha = alpha};
+      const Rows in(3, valid, valid + 7, valid, at::kFloat);
+      const KeptTeacher kept = keep(in.teacher, k, temperature);
+      const auto want = kept_reference(in, valid + 7, valid, kept, loss);
+      for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+        at::Tensor student = in.student.clone();
+        const auto got =
+            kept_distillation_op(student, kept, in.targets, {0, valid, valid}, loss, kAlone, path);
+        // The student's tail is 1 minus its kept part: an fp32 rounding of 1, against a tail of at least 1e-3
+        // here.
+        BOOST_TEST(compare(got.divergence_N, tensor_of(want.divergence, {3}), 2e-4).ok());
+        const Diff diff = compare(student, tensor_of(want.gradient, {3, valid + 7}), 1e-4);
+        BOOST_TEST(diff.ok(), diff);
+      }
+    }
+}
+
+BOOST_AUTO_TEST_CASE(a_wholly_kept_teacher_is_the_teacher) {
+  const DistillationLoss loss{.temperature = 1.5, .kd_alpha = 0.7};
+  for_each_dtype([&]<class T>(at::ScalarType dtype) {
+    const Rows in(3, 50, 56, 50, dtype);
+    at::Tensor online = in.student.clone(), offline = in.student.clone();
+    const auto want = distillation_op(online, in.teacher, in.targets, {0, 50, 50}, loss, kAlone);
+    const auto got =
+        kept_distillation_op(offline, keep(in.teacher, 50, 1.5), in.targets, {0, 50, 50}, loss, kAlone);
+    BOOST_TEST(compare(got.divergence_N, want.divergence_N, 2e-6).ok());
+    BOOST_TEST(compare(got.cross_entropy_N, want.cross_entropy_N, 2e-6)
+                   .ok());  // rows of another stride, another order of sums
+    // Each is rounded once to the type of the logits.
+    const Diff diff = compare(offline, online, dtype == at::kFloat ? 2e-6 : 0x1p-8);
+    BOOST_TEST(diff.ok(), diff);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(equal_distributions_have_no_divergence_and_nan_stays_nan) {

@@ -155,6 +155,7 @@ class Exporter {
           out);
     }
     check_special_tokens();
+    check_forgetting(model_, options_.if_forgotten, [&](const std::string& text) { warn(text); });
   }
 
   void check_special_tokens() {
@@ -358,6 +359,23 @@ class Exporter {
 };
 
 }  // namespace
+
+void check_forgetting(const ModelBundle& model, IfForgotten if_forgotten,
+                      const std::function<void(const std::string&)>& warn) {
+  const auto& forgetting = model.forgetting;
+  if (!forgetting || !forgetting->exceeds()) return;
+  const std::string text = fmt::format(
+      "{}: the loss on old held-out data rose by {:.4f} nats per token ({:.4f} to {:.4f}), and "
+      "objective.incremental.max_forgetting allows {:.4f}",
+      model.origin, forgetting->after - forgetting->before, forgetting->before, forgetting->after,
+      forgetting->allowed);
+  HEARTH_CHECK(if_forgotten == IfForgotten::Publish, Numeric,
+               "{}: not published. Mix in more old data (objective.incremental.replay_share), lower "
+               "optimizer.lr, take an "
+               "earlier checkpoint, or pass --allow-forgetting",
+               text);
+  warn(text + "; published on request");
+}
 
 void export_model(FileSystem& fs, ControlPlane& control, const ModelBundle& model,
                   const ExportOptions& options) {

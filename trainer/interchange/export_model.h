@@ -25,10 +25,19 @@ enum class IfOutputExists {
   Replace,  // when it holds a model (config.json): the old one is moved aside until the new one is in place
 };
 
+// Whether a model that forgot more than its run allowed may be published.
+enum class IfForgotten { Refuse, Publish };
+
+// Throws Error{Numeric} for a model that forgot more than its run allowed, or warns where it is published all
+// the same.
+void check_forgetting(const ModelBundle& model, IfForgotten if_forgotten,
+                      const std::function<void(const std::string&)>& warn);
+
 struct ExportOptions {
   std::string output;          // the folder to publish
   std::optional<DType> dtype;  // F32, BF16 or F16; default: each tensor as it is stored
   IfOutputExists if_exists = IfOutputExists::Refuse;
+  IfForgotten if_forgotten = IfForgotten::Refuse;
   int64_t max_shard_bytes = 5'000'000'000;
   LogitsFunction logits;  // empty: logits are not compared, only configuration and tensors
   ProgressFunction progress;
@@ -42,9 +51,9 @@ struct ExportOptions {
 //   logits of a fixed prompt (max |a - b| <= 1e-5 max |b|);
 // and only then renames it to `output`. A failure leaves `output` as it was and no .partial folder.
 // Vocabulary rows beyond config.vocab_size never reach this (bind_parameters cuts what Hearth padded).
-// Errors: Usage (output), BadInput (the tokenizer's EOS is not among the EOS ids), Numeric (a value that is
-// not finite, or overflows the type asked for), Corrupt (what was read back differs from what was written),
-// Config, Io, NoSpace.
+// Errors: Usage (output), BadInput (the tokenizer's EOS is not among the EOS
+// ids), Numeric (a value that is not finite, or overflows the type asked for), Corrupt (what was read back
+// differs from what was written), Config, Io, NoSpace.
 void export_model(FileSystem& fs, ControlPlane& control, const ModelBundle& model,
                   const ExportOptions& options);
 

@@ -198,6 +198,32 @@ PeftAdapter open_peft(FileSystem& fs, const std::string& path, const ModelConfig
   return adapter;
 }
 
+void export_adapters(FileSystem& fs, const std::string& output, const AdapterExport& model) {
+  HEARTH_CHECK(!fs.exists(output), Usage, "{}: exists already; choose another --output or remove it", output);
+  std::vector<TensorInfo> infos;
+  for (const ParameterShard& shard : lora_shards(model.base, ModelPartition::whole(model.base), model.lora)) {
+    const TensorInfo& stored = model.adapters.info(shard.spec.name);
+    infos.push_back({peft_name(stored.name), model.dtype.value_or(stored.dtype), stored.shape});
+  }
+  sort_for_alignment(infos);
+  const std::string partial = output + ".partial";
+  fs.remove_all(partial);
+  fs.create_directories(partial);
+  SafetensorsWriter writer(fs, partial + "/adapter_model.safetensors", CreateMode::Exclusive, infos,
+                           {{"format", "pt"}});
+  for (const TensorInfo& info : infos) {
+    std::vector<std::byte> values(static_cast<size_t>(info.numel() * size_bytes(info.dtype)));
+    model.adapters.read_elements(info.name.substr(kPeftPrefix.size()), 0, info.numel(), info.dtype,
+                                 values.data());
+    writer.append(values);
+  }
+  writer.sync();
+  writer.close();
+  fs.write_atomically(config_path(partial), peft_config_text(model.lora, model.base_model));
+  fs.sync_directory(partial);
+  fs.rename(partial, output);
+}
+
 std::string peft_config_text(const LoraShape& lora, const std::string& base_model) {
   std::vector<std::string> modules;
   for (const std::string& module : lora_modules())

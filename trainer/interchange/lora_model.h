@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/file_system.h"
@@ -30,6 +31,17 @@ bool is_peft_directory(FileSystem& fs, const std::string& path);
 // differs (bias, DoRA, per-module ranks).
 PeftAdapter open_peft(FileSystem& fs, const std::string& path, const ModelConfig& base);
 std::string peft_base_model(FileSystem& fs, const std::string& path);
+
+// Publishes adapters as a PEFT directory: written beside `output` and renamed. One process calls it. Throws
+// Error{Usage} where `output` exists.
+struct AdapterExport {
+  const TensorSource& adapters;  // Hearth's names; what is no adapter is left out
+  const ModelConfig& base;
+  LoraShape lora;
+  std::string base_model;
+  std::optional<DType> dtype;  // default: as stored
+};
+void export_adapters(FileSystem& fs, const std::string& output, const AdapterExport& model);
 
 // adapter_config.json as PEFT writes it.
 std::string peft_config_text(const LoraShape& lora, const std::string& base_model);

@@ -129,6 +129,14 @@ ModelBundle from_peft(FileSystem& fs, ControlPlane& control, Log& log, const std
                        path + " (PEFT adapters)");
 }
 
+std::optional<Forgetting> forgetting_of(const nlohmann::json& state) {
+  if (!state.contains("forgetting")) return std::nullopt;
+  const auto& section = state["forgetting"];
+  return Forgetting{.before = section.value("before", 0.0),
+                    .after = section.value("after", 0.0),
+                    .allowed = section.value("allowed", 0.0)};
+}
+
 ModelBundle from_checkpoint(FileSystem& fs, ControlPlane& control, Log& log, const std::string& path) {
   std::unique_ptr<CheckpointReader> reader = find_checkpoint(fs, control, log, path);
   HEARTH_CHECK(reader, Usage, "{}: the run folder has no checkpoint yet", path);
@@ -140,8 +148,13 @@ ModelBundle from_checkpoint(FileSystem& fs, ControlPlane& control, Log& log, con
   const nlohmann::json state = parse_json_strict(reader->state_json(), state_origin);
   HEARTH_CHECK(state.is_object() && state.contains("model"), BadInput, "{}: has no section model",
                state_origin);
-  if (state.contains("lora"))
-    return from_adapter_checkpoint(fs, control, log, std::move(reader), state["lora"], state_origin);
+  model.forgetting = forgetting_of(state);
+  if (state.contains("lora")) {
+    ModelBundle adapted =
+        from_adapter_checkpoint(fs, control, log, std::move(reader), state["lora"], state_origin);
+    adapted.forgetting = model.forgetting;
+    return adapted;
+  }
   model.config = model_config_from_json(state["model"], state_origin + ": model");
   for (const std::string& name : reader->tokenizer_files())
     model.companion_files.emplace_back(name, reader->read_file("tokenizer/" + name));

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,13 @@ namespace hearth {
 
 enum class ModelKind { Checkpoint, HfDirectory, Gguf };
 
+// What an incremental run did to the loss on old held-out data, nats per token.
+struct Forgetting {
+  double before = 0, after = 0;
+  double allowed = 0;  // rise that the run's configuration allows; 0: no bound
+  bool exceeds() const { return allowed > 0 && !(after - before <= allowed); }
+};
+
 // A model that was opened: config and headers are checked, weights stay on disk until read.
 struct ModelBundle {
   ModelKind kind = ModelKind::HfDirectory;
@@ -33,8 +41,9 @@ struct ModelBundle {
       ids;  // of config.json, generation_config.json and the tokenizer; EOS ids of all, in this order
   std::string chat_template;  // Jinja text, empty where the model has none
   DType stored_dtype = DType::F32;
-  std::string origin;  // what was opened, for messages: path and kind
-  int64_t step = 0;    // of a checkpoint
+  std::string origin;                    // what was opened, for messages: path and kind
+  int64_t step = 0;                      // of a checkpoint
+  std::optional<Forgetting> forgetting;  // of a checkpoint of an incremental run
   // Of adapters (rank > 0): what they are, where the base was found, and the two that `tensors` are merged
   // from.
   LoraShape lora;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "data/teacher_cache.h"
 #include "trainer/experiment_config.h"
 #include "trainer/interchange/model_source.h"
 #include "trainer/micro_batch.h"
@@ -27,6 +28,7 @@ struct ObjectiveInputs {
   FrozenModel* base = nullptr;
   const ModelBundle* init_from = nullptr;
   const ModelBundle* teacher = nullptr;
+  const TeacherCache* teacher_cache = nullptr;
 };
 
 class Objective {

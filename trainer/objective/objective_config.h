@@ -8,9 +8,46 @@
 #include <vector>
 
 #include "base/config_visit.h"
+#include "data/data_config.h"
 #include "trainer/model/lora_adapters.h"
 
 namespace hearth {
+
+// Fine-tuning of a served model on new data that must not forget the old.
+struct IncrementalConfig {
+  std::vector<DatasetEntry> replay, old_validation;
+  double replay_share = 0.1;
+  double max_forgetting = 0.0;
+  bool operator==(const IncrementalConfig&) const = default;
+  template <class V>
+  void visit(V&& v) {
+    v("replay", replay, OnResume::MayChange, "datasets of old data that are mixed into data.train");
+    v("replay_share", replay_share, OnResume::MayChange,
+      "share of the samples that come from replay, in (0, 1)");
+    v("old_validation", old_validation, OnResume::MayChange,
+      "held-out old data: its loss is reported beside that of data.validation, and before the first step");
+    v("max_forgetting", max_forgetting, OnResume::MayChange,
+      "nats per token by which the loss on old_validation may rise over the run; a checkpoint beyond it is "
+      "not "
+      "exported. 0 = no bound");
+  }
+  void validate(ConfigErrors& e) const {
+    e.require(0 < replay_share && replay_share < 1, "replay_share", "must be in (0, 1), got {}",
+              replay_share);
+    e.require(std::isfinite(max_forgetting) && max_forgetting >= 0, "max_forgetting",
+              "must be finite and >= 0, got {}", max_forgetting);
+    e.require(max_forgetting == 0 || !old_validation.empty(), "max_forgetting",
+              "needs old_validation: the bound is on the loss there");
+    const auto entries = [&](const char* list, const std::vector<DatasetEntry>& all) {
+      for (size_t i = 0; i < all.size(); ++i) {
+        const ConfigErrors::Scope scope(e, fmt::format("{}[{}]", list, i));
+        all[i].validate(e);
+      }
+    };
+    entries("replay", replay);
+    entries("old_validation", old_validation);
+  }
+};
 
 struct ObjectiveConfig {
   std::string kind = "pretrain";
@@ -20,7 +57,7 @@ struct ObjectiveConfig {
   bool use_rslora = false;
   std::vector<std::string> lora_target_modules = {"all-linear"};
 
-  std::optional<std::string> teacher;
+  std::optional<std::string> teacher, teacher_cache;
   double kd_alpha = 0.5;
   double logit_kl_temperature = 1.0;
   std::string kd_divergence = "forward_kl";
@@ -29,6 +66,8 @@ struct ObjectiveConfig {
   double pref_beta = 0.1;
   std::string pref_loss = "sigmoid";
   double pref_label_smoothing = 0.0;
+
+  IncrementalConfig incremental;
 
   bool operator==(const ObjectiveConfig&) const = default;
   template <class V>
@@ -46,6 +85,8 @@ struct ObjectiveConfig {
       "all-linear, or of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
     v("teacher", teacher, OnResume::MustConfirm,
       "distill: checkpoint, run folder or HF directory of the teacher; the student's tokenizer");
+    v("teacher_cache", teacher_cache, OnResume::MustConfirm,
+      "distill: folder that `hearth distill cache` wrote of the training data, instead of a teacher");
     v("kd_alpha", kd_alpha, OnResume::MustConfirm,
       "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence");
     v("logit_kl_temperature", logit_kl_temperature, OnResume::MustConfirm,
@@ -57,6 +98,7 @@ struct ObjectiveConfig {
     v("pref_loss", pref_loss, OnResume::MustConfirm, "dpo: sigmoid, hinge or ipo");
     v("pref_label_smoothing", pref_label_smoothing, OnResume::MustConfirm,
       "dpo, sigmoid: share of pairs assumed to be labelled the wrong way round, in [0, 0.5)");
+    v("incremental", incremental, OnResume::MayChange, "new data without forgetting the old");
   }
   LoraShape lora() const { return {lora_rank, lora_alpha, use_rslora, lora_target_modules}; }
   void validate(ConfigErrors& e) const {
@@ -70,9 +112,13 @@ struct ObjectiveConfig {
       known.insert(known.end(), lora_modules().begin(), lora_modules().end());
       e.one_of(lora_target_modules[i], fmt::format("lora_target_modules[{}]", i), known);
     }
-    e.require(
-        (kind == "distill") == teacher.has_value(), "teacher", "{}",
-        kind == "distill" ? "is required for objective.kind distill" : "is for objective.kind distill alone");
+    const int teachers = (teacher ? 1 : 0) + (teacher_cache ? 1 : 0);
+    e.require(teachers == (kind == "distill" ? 1 : 0), "teacher", "{}",
+              kind == "distill"
+                  ? "or teacher_cache is required for objective.kind distill, and only one of them"
+                  : "and teacher_cache are for objective.kind distill alone");
+    e.require(!teacher_cache || kd_divergence == "forward_kl", "kd_divergence",
+              "must be forward_kl with teacher_cache: of a kept teacher nothing else is known");
     e.require(0 <= kd_alpha && kd_alpha <= 1, "kd_alpha", "must be in [0, 1], got {}", kd_alpha);
     e.require(std::isfinite(logit_kl_temperature) && logit_kl_temperature > 0, "logit_kl_temperature",
               "must be finite and > 0, got {}", logit_kl_temperature);
@@ -83,6 +129,8 @@ struct ObjectiveConfig {
     e.one_of(pref_loss, "pref_loss", {"sigmoid", "hinge", "ipo"});
     e.require(0 <= pref_label_smoothing && pref_label_smoothing < 0.5, "pref_label_smoothing",
               "must be in [0, 0.5), got {}", pref_label_smoothing);
+    const ConfigErrors::Scope scope(e, "incremental");
+    incremental.validate(e);
   }
 };
 
