@@ -114,6 +114,9 @@ BOOST_AUTO_TEST_CASE(a_full_disk_is_seen_before_anything_is_written) {
     bool exists(const std::string& p) override { return inner.exists(p); }
     bool is_directory(const std::string& p) override { return inner.is_directory(p); }
     bool is_symlink(const std::string& p) override { return inner.is_symlink(p); }
+    FileStamp stamp(const std::string& p) override { return inner.stamp(p); }
+    void create_symlink(const std::string& t, const std::string& p) override { inner.create_symlink(t, p); }
+    std::string read_symlink(const std::string& p) override { return inner.read_symlink(p); }
     std::vector<std::string> list(const std::string& p) override { return inner.list(p); }
     int64_t free_bytes(const std::string&) override { return free; }
   };
