@@ -46,7 +46,7 @@ __device__ __forceinline__ void for_columns(const T* row, int64_t limit, Body&& 
 
 // Maximum first, then the sums: a row of the usual vocabularies stays in the L2 cache between the passes.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) statistics_kernel(const DistillationArgs a) {
+__global__ void __launch_bounds__(kThreads) distillation_statistics_kernel(const DistillationArgs a) {
   __shared__ float scratch[kThreads / kWarp];
   const T* student = static_cast<const T*>(a.student) + int64_t{blockIdx.x} * a.student_stride;
   const T* teacher = static_cast<const T*>(a.teacher) + int64_t{blockIdx.x} * a.teacher_stride;
@@ -84,7 +84,7 @@ __device__ __forceinline__ float log_mixture(float log_s, float log_t, float bet
 }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) sums_kernel(const DistillationArgs a) {
+__global__ void __launch_bounds__(kThreads) distillation_sums_kernel(const DistillationArgs a) {
   __shared__ float scratch[kThreads / kWarp];
   const T* student = static_cast<const T*>(a.student) + int64_t{blockIdx.x} * a.student_stride;
   const T* teacher = static_cast<const T*>(a.teacher) + int64_t{blockIdx.x} * a.teacher_stride;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const DistillationArgs a
 }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(const DistillationArgs a) {
+__global__ void __launch_bounds__(kThreads) distillation_gradient_kernel(const DistillationArgs a) {
   T* student = static_cast<T*>(a.student) + int64_t{blockIdx.x} * a.student_stride;
   const T* teacher = static_cast<const T*>(a.teacher) + int64_t{blockIdx.x} * a.teacher_stride;
   const RowTarget target = row_target(a);
@@ -182,9 +182,9 @@ void distillation_statistics(const DistillationArgs& args, cudaStream_t stream) 
   const unsigned grid = checked_grid("distillation_statistics", args);
   dispatch_activation("distillation_statistics", args.dtype, [&]<class T>() {
     if (is_aligned<T>(args)) {
-      statistics_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
+      distillation_statistics_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
     } else {
-      statistics_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
+      distillation_statistics_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
     }
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());
@@ -195,9 +195,9 @@ void distillation_sums(const DistillationArgs& args, cudaStream_t stream) {
   const unsigned grid = checked_grid("distillation_sums", args);
   dispatch_activation("distillation_sums", args.dtype, [&]<class T>() {
     if (is_aligned<T>(args)) {
-      sums_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
+      distillation_sums_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
     } else {
-      sums_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
+      distillation_sums_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
     }
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());
@@ -208,9 +208,9 @@ void distillation_gradient(const DistillationArgs& args, cudaStream_t stream) {
   const unsigned grid = checked_grid("distillation_gradient", args);
   dispatch_activation("distillation_gradient", args.dtype, [&]<class T>() {
     if (is_aligned<T>(args)) {
-      gradient_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
+      distillation_gradient_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
     } else {
-      gradient_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
+      distillation_gradient_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
     }
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());

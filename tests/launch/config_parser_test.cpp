@@ -197,7 +197,7 @@ BOOST_AUTO_TEST_CASE(sections_check_ranges) {
       {"parallel.pipeline_schedule=interleaved", "parallel.virtual_pipeline_model_parallel_size"},
       {"parallel.zero_stage=4", "parallel.zero_stage"},
       {"precision.dtype=fp16", "precision.dtype"},
-      {"precision.main_params_dtype=none", "precision.main_params_dtype"},
+      {"precision.main_params_dtype=bf16", "precision.main_params_dtype"},
       {"precision.fp8_recipe=blockwise", "precision.fp8_recipe"},
       {"recompute.granularity=some", "recompute.granularity"},
       {"recompute.modules=[attention]", "recompute.modules[0]"},
