@@ -175,45 +175,39 @@ unsigned checked_grid(const char* op, const DistillationArgs& a) {
   return grid_size(op, a.rows);
 }
 
+// Calls launch<T, kVec>(grid) with accesses as wide as the rows allow.
+template <class Launch>
+void with_widest_access(const char* op, const DistillationArgs& args, Launch&& launch) {
+  if (args.rows == 0) return;
+  const unsigned grid = checked_grid(op, args);
+  dispatch_activation(op, args.dtype, [&]<class T>() {
+    if (is_aligned<T>(args)) {
+      launch.template operator()<T, kVecElements<T>>(grid);
+    } else {
+      launch.template operator()<T, 1>(grid);
+    }
+  });
+  HEARTH_CUDA_CHECK(cudaGetLastError());
+}
+
 }  // namespace
 
 void distillation_statistics(const DistillationArgs& args, cudaStream_t stream) {
-  if (args.rows == 0) return;
-  const unsigned grid = checked_grid("distillation_statistics", args);
-  dispatch_activation("distillation_statistics", args.dtype, [&]<class T>() {
-    if (is_aligned<T>(args)) {
-      distillation_statistics_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
-    } else {
-      distillation_statistics_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
-    }
+  with_widest_access("distillation_statistics", args, [&]<class T, int kVec>(unsigned grid) {
+    distillation_statistics_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(args);
   });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 void distillation_sums(const DistillationArgs& args, cudaStream_t stream) {
-  if (args.rows == 0) return;
-  const unsigned grid = checked_grid("distillation_sums", args);
-  dispatch_activation("distillation_sums", args.dtype, [&]<class T>() {
-    if (is_aligned<T>(args)) {
-      distillation_sums_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
-    } else {
-      distillation_sums_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
-    }
+  with_widest_access("distillation_sums", args, [&]<class T, int kVec>(unsigned grid) {
+    distillation_sums_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(args);
   });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 void distillation_gradient(const DistillationArgs& args, cudaStream_t stream) {
-  if (args.rows == 0) return;
-  const unsigned grid = checked_grid("distillation_gradient", args);
-  dispatch_activation("distillation_gradient", args.dtype, [&]<class T>() {
-    if (is_aligned<T>(args)) {
-      distillation_gradient_kernel<T, kVecElements<T>><<<grid, kThreads, 0, stream>>>(args);
-    } else {
-      distillation_gradient_kernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
-    }
+  with_widest_access("distillation_gradient", args, [&]<class T, int kVec>(unsigned grid) {
+    distillation_gradient_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(args);
   });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace hearth::kernels

@@ -5,10 +5,12 @@
 // some of them needs), gradient. The logits of both are read three times and nothing of their size is made
 // (chunked distillation as in Liger kernels, Hsu et al. 2024; vocabulary-parallel as Shoeybi et al. 2019).
 // u = logits / temperature, s = softmax(u_student), t = softmax(u_teacher), over columns [0, common):
-//   forward KL  D = sum t (log t - log s)                  dD/du = s - t                   (Hinton et al.
-//   2015) reverse KL  D = sum s (log s - log t)                  dD/du = s (log s - log t - D)   (Gu et al.
-//   2024) JSD(beta)   D = beta KL(t|m) + (1 - beta) KL(s|m),     dD/du = (1 - beta) s (log s/m - KL(s|m))
-//               m = beta t + (1 - beta) s, 0 < beta < 1    (Agarwal et al. 2024, eq. 1)
+//   forward KL  D = sum t (log t - log s)
+//               dD/du = s - t                                (Hinton et al. 2015)
+//   reverse KL  D = sum s (log s - log t)
+//               dD/du = s (log s - log t - D)                (Gu et al. 2024)
+//   JSD(beta)   D = beta KL(t|m) + (1 - beta) KL(s|m), m = beta t + (1 - beta) s, 0 < beta < 1
+//               dD/du = (1 - beta) s (log s/m - KL(s|m))     (Agarwal et al. 2024, eq. 1)
 #pragma once
 
 #include <cuda_runtime_api.h>

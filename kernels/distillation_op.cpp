@@ -1,6 +1,5 @@
 #include "kernels/distillation_op.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/stack.h>
@@ -198,6 +197,11 @@ at::Tensor joined_lse(const at::Tensor& max_TN, const at::Tensor& sum_TN, double
   return sum_TN.mul(max_TN.sub(max_N).mul(scale).exp()).sum(0).log_().add(max_N, scale);
 }
 
+// Of kd_alpha T^2 D in the logits: u = z / T takes one T.
+double logit_scale(const DistillationLoss& loss) {
+  return loss.kd_alpha * loss.temperature;
+}
+
 template <class Passes>
 DistillationResult run(Passes& passes, const at::Tensor& targets_N, const DistillationLoss& loss,
                        const GatherStatistics& gather) {
@@ -210,9 +214,7 @@ DistillationResult run(Passes& passes, const at::Tensor& targets_N, const Distil
                    lse_t = joined_lse(column(4), column(5), scale);
   const at::Tensor sums = gather(passes.sums(at::stack({lse_s, lse_t}, 1))).sum(0);  // [N, 2]
   const at::Tensor first = sums.select(1, 0), second = sums.select(1, 1);
-  const double t_squared = loss.temperature * loss.temperature;
-  passes.gradient(at::stack({lse_s, lse_t, second, lse}, 1), 1.0 - loss.kd_alpha,
-                  loss.kd_alpha * t_squared * scale);
+  passes.gradient(at::stack({lse_s, lse_t, second, lse}, 1), 1.0 - loss.kd_alpha, logit_scale(loss));
   at::Tensor divergence = loss.divergence == DivergenceKind::Jsd
                               ? first.mul(loss.beta).add(second, 1.0 - loss.beta)
                               : first.add(second);
@@ -251,7 +253,7 @@ DistillationResult run_kept(Passes& passes, at::Tensor& student, const KeptTeach
   // d/du of a column outside the kept ones: s (1 - t_tail / s_tail); of a kept one: s - t.
   const at::Tensor ratio = t_tail.div(s_tail).masked_fill(has_tail.logical_not(), 0.0);
   const at::Tensor mass = t.sum(1).add(t_tail);  // 1 to rounding, or what a damaged row holds
-  const double divergence_scale = loss.kd_alpha * loss.temperature * loss.temperature * scale;
+  const double divergence_scale = logit_scale(loss);
   passes.given_gradient(at::stack({lse_s, mass.sub(ratio), sums.select(1, 1), lse}, 1), 1.0 - loss.kd_alpha,
                         divergence_scale);
   // Columns of kept ids are written whole, from fp32: a difference to what is there would be all rounding in

@@ -230,8 +230,10 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dh = adapter_gradient(dy_all, w->attention_output);
     now_or_later(context, [dy, dy_all, dh, input, w, &context] {
       LinearWeights matrix = w->attention_output;
-      if (matrix.bias_grad.defined()) context.events->before_gradient(matrix.parameters);
-      if (matrix.bias_grad.defined()) matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
+      if (matrix.bias_grad.defined()) {
+        context.events->before_gradient(matrix.parameters);
+        matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
+      }
       matrix.bias_grad.reset();
       accumulate_weight_gradient(dy_all, input, matrix, dh, context);
     });

@@ -6,6 +6,11 @@
 
 namespace hearth {
 
+// The division by the global count of valid tokens happens once, in the update.
+LossResult Objective::loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch) {
+  return linear_cross_entropy(hidden_nD, batch.targets_N, head.head(), /*scale=*/1.0);
+}
+
 at::Tensor Objective::evaluate(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch) {
   return head.logprobs(hidden_nD, batch.targets_N).to(at::kDouble).sum().neg().view({1});
 }

@@ -45,7 +45,8 @@ class Objective {
   // other communication where stages are several, else any time before loss().
   virtual void consult(MicroBatch& /*batch*/) {}
   virtual bool consults() const { return false; }
-  virtual LossResult loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch) = 0;
+  // Here: the sum of the next token's cross-entropy over the tokens that count.
+  virtual LossResult loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch);
   // The same sums for held-out data, without gradients.
   virtual at::Tensor evaluate(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch);
 };
