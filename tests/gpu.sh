@@ -9,13 +9,14 @@
 #     trace       four ranks, traced: the share of each kind of communication that compute covers (read its log); on a
 #                 machine with four devices each rank has its own, else they share and the figures are a shared device's
 #     hang        a rank killed, stopped, asleep, or leaving out a call over NCCL: the page that names it, in time
+#     objectives  loss and gradients of every objective over NCCL, up to 8 ranks on one device, against PyTorch, transformers, PEFT
 #     verbs       hearth doctor, parity, eval, generate under layouts over NCCL; export and import of what it trained
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
 #     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
 #                 --preset --seq --mbs --mode and prints a JSON line), eager and compiled
-# Without a stage: all but trace, hang, verbs and bench. A stage that lacks something says so and the next one runs. The table comes last;
-# whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240, for parallel, hang and verbs
-# 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names in the table.
+# Without a stage: all but trace, hang, objectives, verbs and bench. A stage that lacks something says so and the next one runs. The table comes last;
+# whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240, for parallel, hang, objectives and
+# verbs 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names in the table.
 # shellcheck disable=SC2317  # stages are called by their name
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -32,7 +33,7 @@ pack() {
   HEARTH_BINARY=$build/hearth "$root/launch/bundle.sh" --output "$target/bundle.tar.gz"
   for program in "$build"/tests/kernels/kernels_*_test "$build"/tests/parallel/parallel_nccl_comm_test \
     "$build/tests/parallel/context/parallel_context_context_attention_test" "$build/tests/trainer/trainer_layouts_layout_product_test" \
-    "$build/tests/bench/kernels_bench"; do
+    "$build/tests/integration/integration_dump_samples" "$build/tests/bench/kernels_bench"; do
     if [ -x "$program" ]; then strip -o "$target/bin/$(basename "$program")" "$program"; else echo "not built: $program" >&2; fi
   done
   # The sanitizer is a part of the toolkit that a GPU machine need not have.
@@ -151,6 +152,15 @@ stage_hang() {
   one hang hang "$python" "$root/tests/integration/hang.py"
   unset CUDA_MODULE_LOADING NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS
 }
+stage_objectives() {
+  local case
+  have "$bundle/integration_dump_samples" || return 0
+  begin_sharing
+  for case in $("$python" "$root/tests/integration/objectives.py" --list); do
+    one objectives "$case" "$python" "$root/tests/integration/objectives.py" "$bundle/integration_dump_samples" "$case"
+  done
+  end_sharing
+}
 stage_verbs() {
   begin_sharing
   # shellcheck disable=SC2016  # the inner shell expands it
@@ -186,10 +196,10 @@ mkdir -p "$logs"
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
 [ $# -gt 0 ] || set -- unit sanitizer layouts parallel precision
 for stage in "$@"; do
-  case $stage in parallel | hang | verbs) default=600 ;; *) default=240 ;; esac
+  case $stage in parallel | hang | objectives | verbs) default=600 ;; *) default=240 ;; esac
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-$default}))
   case $stage in
-    unit | sanitizer | layouts | parallel | trace | hang | verbs | precision | bench) "stage_$stage" ;;
+    unit | sanitizer | layouts | parallel | trace | hang | objectives | verbs | precision | bench) "stage_$stage" ;;
     *) echo "no stage '$stage'" >&2; exit 2 ;;
   esac
 done

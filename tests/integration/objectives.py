@@ -1,7 +1,7 @@
 """Loss and gradients of every objective equal PyTorch, transformers and PEFT in fp32, on one rank and under layouts:
 `hearth parity --save` makes one step from weights that transformers (and PEFT) saved and writes its mean gradients;
 the same step is taken here on the same samples (DUMP_SAMPLES prints them). Formulas of the losses are written here
-from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...]"""
+from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...] | objectives.py --list"""
 import json
 import os
 import random
@@ -13,7 +13,7 @@ import transformers
 from safetensors import safe_open
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
-from fixture import BASE_CONFIG, VOCAB_SIZE, Report, Workspace, hearth
+from fixture import BASE_CONFIG, VOCAB_SIZE, Report, Workspace, device, hearth
 from train_vs_pytorch import batch_tensors, read_samples
 
 BATCH = BASE_CONFIG["training.global_batch_size"]
@@ -198,7 +198,7 @@ class DistillCache(Conversations, Distill):
     def prepare(self):
         changes = {**super().prepare(), **self.prepare_shards("messages")}
         hearth(["distill", "cache", "teacher", "--data", "talk", "--output", "cache", "--top-k", VOCAB_SIZE, "--temperature",
-                self.temperature, "--dtype", "fp32", "--device", "cpu"], self.workspace.folder, ranks=2)
+                self.temperature, "--dtype", "fp32", "--device", device()], self.workspace.folder, ranks=2)
         del self.config["objective__teacher"]
         self.config["objective__teacher_cache"] = "cache"
         return changes
@@ -294,7 +294,7 @@ def run_case(report, name, case, workspace):
     for ranks, sides in LAYOUTS.items():
         for a, b in zip(sides[::2], sides[1::2]):
             words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, f"parallel.{key}")]
-            hearth(["parity", "config.yaml", "--device", "cpu", "--save", "saved", "--tolerance", TOLERANCE, *words],
+            hearth(["parity", "config.yaml", "--device", device(), "--save", "saved", "--tolerance", TOLERANCE, *words],
                    workspace.folder, ranks=ranks, timeout=240)
             for side, keys in (("a", a), ("b", b)):
                 compare(report, f"{name}, {ranks} ranks {' '.join(keys)}".strip(), workspace.path("saved", f"{side}.safetensors"),
@@ -302,6 +302,9 @@ def run_case(report, name, case, workspace):
 
 
 def main():
+    if sys.argv[1:] == ["--list"]:
+        print(*CASES)
+        return
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     report = Report()
