@@ -14,17 +14,6 @@ constexpr int64_t kTokenSlab = 1 << 20;             // elements read from a toke
 constexpr int64_t kMaxTokensPerDocument = 4 << 20;  // a flat token file without eos is cut here
 constexpr int kMaxFolderDepth = 32;                 // below the 40 links at which Linux gives up on a path
 
-std::optional<SourceKind> kind_of(std::string path, CorpusContent content) {
-  const bool documents = content == CorpusContent::Documents;
-  if (documents && (path.ends_with(".h5") || path.ends_with(".hdf5"))) return SourceKind::Tokens;
-  if (path.ends_with(".gz")) path.resize(path.size() - 3);
-  if (path.ends_with(".zst")) path.resize(path.size() - 4);
-  if (documents && path.ends_with(".txt")) return SourceKind::Text;
-  if (path.ends_with(".jsonl")) return SourceKind::JsonLines;
-  if (!documents && path.ends_with(".json")) return SourceKind::JsonArray;
-  return std::nullopt;
-}
-
 void list_folder(FileSystem& fs, const std::string& folder, int depth, CorpusContent content,
                  CorpusListing& out) {
   HEARTH_CHECK(depth <= kMaxFolderDepth, BadInput,
@@ -34,8 +23,8 @@ void list_folder(FileSystem& fs, const std::string& folder, int depth, CorpusCon
     const std::string path = folder.ends_with('/') ? folder + name : folder + "/" + name;
     if (fs.is_directory(path)) {
       list_folder(fs, path, depth + 1, content, out);
-    } else if (const auto kind = kind_of(path, content)) {
-      out.sources.push_back({path, *kind, fs.open(path)->size(), {}, {}});
+    } else if (const auto ending = corpus_ending(path, content)) {
+      out.sources.push_back({path, ending->kind, fs.open(path)->size(), {}, {}});
     } else {
       ++out.num_ignored;
     }
@@ -70,6 +59,21 @@ size_t last_paragraph_end(std::string_view text) {
 
 }  // namespace
 
+std::optional<CorpusEnding> corpus_ending(const std::string& path, CorpusContent content) {
+  const bool documents = content == CorpusContent::Documents;
+  std::vector<CorpusEnding> known{{SourceKind::JsonLines, ".jsonl"}};
+  known.push_back(documents ? CorpusEnding{SourceKind::Text, ".txt"}
+                            : CorpusEnding{SourceKind::JsonArray, ".json"});
+  for (size_t plain = 0; plain < 2; ++plain)
+    for (const char* packed : {".gz", ".zst"})
+      known.push_back({known[plain].kind, known[plain].text + packed});
+  if (documents)
+    for (const char* tokens : {".h5", ".hdf5"}) known.push_back({SourceKind::Tokens, tokens});
+  for (const CorpusEnding& ending : known)
+    if (path.ends_with(ending.text)) return ending;
+  return std::nullopt;
+}
+
 CorpusListing list_corpus(FileSystem& fs, const std::vector<std::string>& inputs, CorpusContent content) {
   CorpusListing listing;
   for (const auto& input : inputs) {
@@ -78,13 +82,13 @@ CorpusListing list_corpus(FileSystem& fs, const std::vector<std::string>& inputs
       list_folder(fs, input, 1, content, listing);
       continue;
     }
-    const auto kind = kind_of(input, content);
+    const auto ending = corpus_ending(input, content);
     HEARTH_CHECK(
-        kind.has_value(), BadInput, "{}: unknown kind of file; expected {}", input,
+        ending.has_value(), BadInput, "{}: unknown kind of file; expected {}", input,
         content == CorpusContent::Documents
             ? ".txt or .jsonl (also .gz, .zst), or .h5; .json holds conversations, which need --format"
             : ".jsonl or .json (also .gz, .zst)");
-    listing.sources.push_back({input, *kind, fs.open(input)->size(), {}, {}});
+    listing.sources.push_back({input, ending->kind, fs.open(input)->size(), {}, {}});
   }
   return listing;
 }

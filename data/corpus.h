@@ -26,11 +26,18 @@ struct CorpusSource {
   std::string selector;    // JSON field or HDF5 dataset
 };
 
-// Expands files and folders (recursive, names sorted, hidden names and unknown endings left out) in the given
-// order. Known endings: for Documents .txt .jsonl, each also .gz .zst; .h5 .hdf5; for Records .jsonl and
-// .json, also .gz .zst. Throws Error{BadInput}: a missing input, a named file with another ending, folders
-// nested deeper than 32 (a cycle of links).
 enum class CorpusContent { Documents, Records };  // Records: JSON objects, as for fine-tuning
+struct CorpusEnding {
+  SourceKind kind;
+  std::string text;  // ".jsonl.gz"
+};
+// What a file of this name is read as. For Documents .txt .jsonl, each also .gz .zst; .h5 .hdf5; for Records
+// .jsonl and .json, also .gz .zst; nothing for any other name.
+std::optional<CorpusEnding> corpus_ending(const std::string& path, CorpusContent content);
+
+// Expands files and folders (recursive, names sorted, hidden names and unknown endings left out) in the given
+// order. Throws Error{BadInput}: a missing input, a named file with an unknown ending, folders nested deeper
+// than 32 (a cycle of links).
 struct CorpusListing {
   std::vector<CorpusSource> sources;
   int64_t num_ignored = 0;  // files inside folders with another ending

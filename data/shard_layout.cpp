@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "data/hdf5_array.h"
 #include "data/hdf5_handle.h"
 
 namespace hearth {
@@ -69,21 +70,23 @@ class LayoutReader {
     check_names(list_group(file_.get(), "/documents", path_), {"offset"}, {}, path_ + ":/documents");
     ShardLayout layout;
     layout.attributes = read_attributes();
-    std::tie(layout.tokens, layout.token_bytes) =
-        extent("/tokens", {H5T_STD_U16LE, H5T_STD_U32LE}, "uint16 or uint32");
-    layout.documents = extent("/documents/offset", {H5T_STD_U64LE}, "uint64").first;
-    layout.block_digest = extent("/block_digest", {H5T_STD_U64LE}, "uint64").first;
+    const PlainArray tokens = array("/tokens", {H5T_STD_U16LE, H5T_STD_U32LE}, "uint16 or uint32");
+    layout.tokens = tokens.extent;
+    layout.token_bytes = tokens.element_bytes;
+    layout.documents = array("/documents/offset", {H5T_STD_U64LE}, "uint64").extent;
+    layout.block_digest = array("/block_digest", {H5T_STD_U64LE}, "uint64").extent;
     const auto has = [&](std::string_view name) {
       return std::find(names.begin(), names.end(), name) != names.end();
     };
-    if (has("loss_mask")) layout.loss_mask = extent("/loss_mask", {H5T_STD_U8LE}, "uint8").first;
-    if (has("segments")) layout.segments = extent("/segments", {H5T_STD_U64LE}, "uint64").first;
+    if (has("loss_mask")) layout.loss_mask = array("/loss_mask", {H5T_STD_U8LE}, "uint8").extent;
+    if (has("segments")) layout.segments = array("/segments", {H5T_STD_U64LE}, "uint64").extent;
     const int64_t blocks = (layout.tokens.size_bytes + kTokenBlockBytes - 1) / kTokenBlockBytes;
     HEARTH_CHECK(layout.block_digest.size_bytes == blocks * 8, BadInput,
                  "{}: /block_digest has {} entries, expected {} (one for 64 KiB of tokens)", path_,
                  layout.block_digest.size_bytes / 8, blocks);
     layout.block_digests.resize(static_cast<size_t>(blocks));
-    const auto id = dataset("/block_digest");
+    const auto id = own(H5Dopen2(file_.get(), "/block_digest", H5P_DEFAULT), H5Dclose, ErrorKind::BadInput,
+                        fmt::format("{}: cannot open dataset /block_digest", path_));
     if (H5Dread(id.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, layout.block_digests.data()) <
         0) {
       fail_hdf5(ErrorKind::BadInput, fmt::format("{}: cannot read /block_digest", path_));
@@ -92,44 +95,9 @@ class LayoutReader {
   }
 
  private:
-  Hdf5Handle dataset(const char* name) const {
-    return own(H5Dopen2(file_.get(), name, H5P_DEFAULT), H5Dclose, ErrorKind::BadInput,
-               fmt::format("{}: cannot open dataset {}", path_, name));
-  }
-
-  // Where the dataset's bytes lie, and its element size; every property that would make raw reads wrong is
-  // refused.
-  std::pair<ByteExtent, int64_t> extent(const char* name, const std::vector<hid_t>& types,
-                                        const char* type_names) {
-    const auto id = dataset(name);
-    const auto create = own(H5Dget_create_plist(id.get()), H5Pclose, ErrorKind::BadInput, path_);
-    HEARTH_CHECK(H5Pget_layout(create.get()) == H5D_CONTIGUOUS, BadInput,
-                 "{}:{}: layout is not contiguous (chunked, compact or virtual); convert it with `hearth "
-                 "data prepare`",
-                 path_, name);
-    HEARTH_CHECK(H5Pget_external_count(create.get()) == 0, BadInput,
-                 "{}:{}: data lies in an external file; refused", path_, name);
-    HEARTH_CHECK(H5Pget_nfilters(create.get()) == 0, BadInput, "{}:{}: has filters (compression); refused",
-                 path_, name);
-    const auto type = own(H5Dget_type(id.get()), H5Tclose, ErrorKind::BadInput, path_);
-    const bool known =
-        std::any_of(types.begin(), types.end(), [&](hid_t t) { return H5Tequal(type.get(), t) > 0; });
-    HEARTH_CHECK(known, BadInput, "{}:{}: element type is not little-endian {}", path_, name, type_names);
-    const auto space = own(H5Dget_space(id.get()), H5Sclose, ErrorKind::BadInput, path_);
-    const int dims = H5Sget_simple_extent_ndims(space.get());
-    HEARTH_CHECK(dims == 1, BadInput, "{}:{}: has {} dimensions, expected 1", path_, name, dims);
-    hsize_t count = 0;
-    H5Sget_simple_extent_dims(space.get(), &count, nullptr);
-    HEARTH_CHECK(count > 0 && count <= static_cast<hsize_t>(kMaxShardBytes), BadInput,
-                 "{}:{}: has {} elements, expected 1 to {}", path_, name, count, kMaxShardBytes);
-    const haddr_t offset = H5Dget_offset(id.get());
-    const auto element = static_cast<int64_t>(H5Tget_size(type.get()));
-    const int64_t size = static_cast<int64_t>(count) * element;
-    HEARTH_CHECK(offset != HADDR_UNDEF && offset <= static_cast<haddr_t>(size_bytes_) &&
-                     size <= size_bytes_ - static_cast<int64_t>(offset),
-                 BadInput, "{}:{}: {} bytes at offset {} do not lie inside the file of {} bytes", path_, name,
-                 size, offset == HADDR_UNDEF ? -1 : static_cast<int64_t>(offset), size_bytes_);
-    return {ByteExtent{static_cast<int64_t>(offset), size}, element};
+  PlainArray array(const char* name, const std::vector<hid_t>& types, const char* type_names) const {
+    return find_plain_array(file_.get(), name, {types, type_names, /*dims=*/1, kMaxShardBytes}, size_bytes_,
+                            path_);
   }
 
   Hdf5Handle attribute(const char* name, H5T_class_t wanted) const {

@@ -6,47 +6,12 @@
 #include <filesystem>
 
 #include "base/hash.h"
+#include "data/hdf5_array.h"
 #include "data/hdf5_handle.h"
 #include "data/shard_layout.h"
 
 namespace hearth {
 namespace {
-
-// Arrays start on a page, so that a block of tokens is read in whole pages.
-constexpr hsize_t kAlignment = 4096;
-
-void check(herr_t status, const std::string& path, const char* doing) {
-  if (status < 0) fail_hdf5(ErrorKind::Io, fmt::format("{}: cannot {}", path, doing));
-}
-
-Hdf5Handle property_list(hid_t kind) {
-  return own(H5Pcreate(kind), H5Pclose, ErrorKind::Internal, "H5Pcreate");
-}
-
-Hdf5Handle create_file(const std::string& path) {
-  require_hdf5();
-  const Hdf5Handle creation = property_list(H5P_FILE_CREATE), access = property_list(H5P_FILE_ACCESS);
-  check(H5Pset_obj_track_times(creation.get(), false), path,
-        "switch off time stamps");  // equal input, equal bytes
-  check(H5Pset_file_locking(access.get(), false, true), path, "switch off locking");
-  check(H5Pset_alignment(access.get(), kAlignment, kAlignment), path, "set the alignment");
-  return own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), H5Fclose, ErrorKind::Io,
-             fmt::format("{}: cannot create", path));
-}
-
-Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, size_t count, const std::string& path) {
-  const auto size = static_cast<hsize_t>(count);
-  const Hdf5Handle space =
-      own(H5Screate_simple(1, &size, nullptr), H5Sclose, ErrorKind::Internal, "H5Screate_simple");
-  const Hdf5Handle creation = property_list(H5P_DATASET_CREATE);
-  check(H5Pset_obj_track_times(creation.get(), false), path, "switch off time stamps");
-  check(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), path, "set the layout");
-  check(H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY), path, "set the allocation time");
-  check(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), path,
-        "set the fill time");  // all of it is written
-  return own(H5Dcreate2(parent, name, type, space.get(), H5P_DEFAULT, creation.get(), H5P_DEFAULT), H5Dclose,
-             ErrorKind::Io, fmt::format("{}: cannot create dataset {} of {} elements", path, name, count));
-}
 
 void write_attribute(hid_t file, const char* name, hid_t file_type, hid_t memory_type, const void* value,
                      const std::string& path) {
@@ -54,7 +19,7 @@ void write_attribute(hid_t file, const char* name, hid_t file_type, hid_t memory
   const Hdf5Handle attribute =
       own(H5Acreate2(file, name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT), H5Aclose, ErrorKind::Io,
           fmt::format("{}: cannot create attribute {}", path, name));
-  check(H5Awrite(attribute.get(), memory_type, value), path, "write an attribute");
+  check_hdf5(H5Awrite(attribute.get(), memory_type, value), path, "write an attribute");
 }
 
 void write_integer(hid_t file, const char* name, int64_t value, const std::string& path) {
@@ -63,7 +28,7 @@ void write_integer(hid_t file, const char* name, int64_t value, const std::strin
 
 void write_text(hid_t file, const char* name, const std::string& value, const std::string& path) {
   const Hdf5Handle type = own(H5Tcopy(H5T_C_S1), H5Tclose, ErrorKind::Internal, "H5Tcopy");
-  check(H5Tset_size(type.get(), value.size() + 1), path, "set a text size");
+  check_hdf5(H5Tset_size(type.get(), value.size() + 1), path, "set a text size");
   write_attribute(file, name, type.get(), type.get(), value.c_str(), path);
 }
 
@@ -93,7 +58,7 @@ ShardWriter::ShardWriter(FileSystem& fs, ShardPlan plan)
                NoSpace, "{}: {} bytes needed for this shard, {} free in {}", path_, token_array_bytes,
                fs.free_bytes(plan_.directory), plan_.directory);
 
-  Hdf5Handle file = create_file(temporary_path_);
+  Hdf5Handle file = create_hdf5(temporary_path_);
   const hid_t id = file.get();
   const ShardAttributes& attributes = plan_.attributes;
   write_integer(id, "format_version", attributes.format_version, path_);
@@ -101,20 +66,21 @@ ShardWriter::ShardWriter(FileSystem& fs, ShardPlan plan)
   write_integer(id, "vocab_size", attributes.vocab_size, path_);
   write_integer(id, "eos_id", attributes.eos_id, path_);
   write_text(id, "source_digest", attributes.source_digest, path_);
-  const Hdf5Handle group_creation = property_list(H5P_GROUP_CREATE);
-  check(H5Pset_obj_track_times(group_creation.get(), false), path_, "switch off time stamps");
+  const Hdf5Handle group_creation = hdf5_property_list(H5P_GROUP_CREATE);
+  check_hdf5(H5Pset_obj_track_times(group_creation.get(), false), path_, "switch off time stamps");
   const Hdf5Handle group =
       own(H5Gcreate2(id, "documents", H5P_DEFAULT, group_creation.get(), H5P_DEFAULT), H5Gclose,
           ErrorKind::Io, fmt::format("{}: cannot create group documents", path_));
-  const Hdf5Handle documents = create_dataset(group.get(), "offset", H5T_STD_U64LE, offsets.size(), path_);
-  check(H5Dwrite(documents.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, offsets.data()), path_,
-        "write /documents/offset");
-  Hdf5Handle digests = create_dataset(id, "block_digest", H5T_STD_U64LE, static_cast<size_t>(blocks), path_);
-  Hdf5Handle tokens = create_dataset(id, "tokens", info_.token_bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE,
-                                     static_cast<size_t>(info_.num_tokens), path_);
-  Hdf5Handle mask = plan_.has_loss_mask ? create_dataset(id, "loss_mask", H5T_STD_U8LE,
-                                                         static_cast<size_t>(info_.num_tokens), path_)
-                                        : Hdf5Handle(-1, H5Dclose);
+  const Hdf5Handle documents =
+      create_array(group.get(), "offset", H5T_STD_U64LE, {info_.num_documents + 1}, path_);
+  check_hdf5(H5Dwrite(documents.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, offsets.data()),
+             path_, "write /documents/offset");
+  Hdf5Handle digests = create_array(id, "block_digest", H5T_STD_U64LE, {blocks}, path_);
+  Hdf5Handle tokens = create_array(id, "tokens", info_.token_bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE,
+                                   {info_.num_tokens}, path_);
+  Hdf5Handle mask = plan_.has_loss_mask
+                        ? create_array(id, "loss_mask", H5T_STD_U8LE, {info_.num_tokens}, path_)
+                        : Hdf5Handle(-1, H5Dclose);
   if (plan_.has_loss_mask) info_.num_trained_tokens = info_.num_padding_tokens = 0;
   hdf5_ =
       std::make_unique<Hdf5>(Hdf5{std::move(file), std::move(tokens), std::move(digests), std::move(mask)});
@@ -156,33 +122,20 @@ void ShardWriter::append_padding(int32_t padding_id, int64_t count) {
 
 void ShardWriter::flush_mask() {
   if (mask_.empty()) return;
-  const auto count = static_cast<hsize_t>(mask_.size()), start = static_cast<hsize_t>(written_mask_);
-  const auto memory =
-      own(H5Screate_simple(1, &count, nullptr), H5Sclose, ErrorKind::Internal, "H5Screate_simple");
-  const auto space = own(H5Dget_space(hdf5_->loss_mask.get()), H5Sclose, ErrorKind::Internal, "H5Dget_space");
-  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &start, nullptr, &count, nullptr), path_,
-        "select the loss mask");
-  check(H5Dwrite(hdf5_->loss_mask.get(), H5T_STD_U8LE, memory.get(), space.get(), H5P_DEFAULT, mask_.data()),
-        path_, "write /loss_mask");
-  written_mask_ += static_cast<int64_t>(count);
+  const auto count = static_cast<int64_t>(mask_.size());
+  write_rows(hdf5_->loss_mask, H5T_STD_U8LE, written_mask_, count, mask_.data(), path_);
+  written_mask_ += count;
   mask_.clear();
 }
 
 void ShardWriter::flush_block() {
   if (block_.empty()) return;
   block_digests_.push_back(xxh3_64(block_));
-  const auto count = static_cast<hsize_t>(static_cast<int64_t>(block_.size()) / info_.token_bytes);
-  const auto start = static_cast<hsize_t>(written_tokens_);
-  HEARTH_ASSERT(written_tokens_ + static_cast<int64_t>(count) <= info_.num_tokens);
-  const auto memory =
-      own(H5Screate_simple(1, &count, nullptr), H5Sclose, ErrorKind::Internal, "H5Screate_simple");
-  const auto space = own(H5Dget_space(hdf5_->tokens.get()), H5Sclose, ErrorKind::Internal, "H5Dget_space");
-  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &start, nullptr, &count, nullptr), path_,
-        "select tokens");
-  check(H5Dwrite(hdf5_->tokens.get(), info_.token_bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE, memory.get(),
-                 space.get(), H5P_DEFAULT, block_.data()),
-        path_, "write /tokens");
-  written_tokens_ += static_cast<int64_t>(count);
+  const int64_t count = static_cast<int64_t>(block_.size()) / info_.token_bytes;
+  HEARTH_ASSERT(written_tokens_ + count <= info_.num_tokens);
+  write_rows(hdf5_->tokens, info_.token_bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE, written_tokens_, count,
+             block_.data(), path_);
+  written_tokens_ += count;
   block_.clear();
 }
 
@@ -191,17 +144,13 @@ ShardInfo ShardWriter::finish() {
   flush_mask();
   HEARTH_ASSERT(written_tokens_ == info_.num_tokens);
   HEARTH_ASSERT(written_mask_ == (plan_.has_loss_mask ? info_.num_tokens : 0));
-  check(H5Dwrite(hdf5_->block_digest.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT,
-                 block_digests_.data()),
-        path_, "write /block_digest");
+  check_hdf5(H5Dwrite(hdf5_->block_digest.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT,
+                      block_digests_.data()),
+             path_, "write /block_digest");
   const bool closed =
       hdf5_->tokens.reset() && hdf5_->block_digest.reset() && hdf5_->loss_mask.reset() && hdf5_->file.reset();
   if (!closed) fail_hdf5(ErrorKind::Io, fmt::format("{}: cannot close", path_));
-  {
-    const auto file = fs_.create(temporary_path_, CreateMode::Append);
-    file->sync();  // HDF5 wrote through its own descriptor; the bytes must be durable before the name is
-    file->close();
-  }
+  sync_written(fs_, temporary_path_);  // before the name is
   {
     const auto file = fs_.open(temporary_path_);
     info_.size_bytes = file->size();

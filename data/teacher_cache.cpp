@@ -1,6 +1,7 @@
 #include "data/teacher_cache.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <filesystem>
@@ -8,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/strict_json.h"
+#include "data/hdf5_array.h"
 #include "data/hdf5_handle.h"
 #include "data/shard.h"
 
@@ -17,65 +19,6 @@ namespace {
 constexpr const char* kFormat = "hearth.teacher_cache";
 constexpr int64_t kVersion = 1;
 constexpr float kRounding = 1e-3f;  // by which fp32 sums of probabilities may pass their bounds
-
-void check(herr_t status, const std::string& path, const char* doing) {
-  if (status < 0) fail_hdf5(ErrorKind::Io, fmt::format("{}: cannot {}", path, doing));
-}
-
-Hdf5Handle property_list(hid_t kind) {
-  return own(H5Pcreate(kind), H5Pclose, ErrorKind::Internal, "H5Pcreate");
-}
-
-// [rows, columns], contiguous, all space taken at once so that a full disk shows here.
-Hdf5Handle create_array(hid_t file, const char* name, hid_t type, int64_t rows, int64_t columns,
-                        const std::string& path) {
-  const hsize_t size[2] = {static_cast<hsize_t>(rows), static_cast<hsize_t>(columns)};
-  const Hdf5Handle space =
-      own(H5Screate_simple(2, size, nullptr), H5Sclose, ErrorKind::Internal, "H5Screate_simple");
-  const Hdf5Handle creation = property_list(H5P_DATASET_CREATE);
-  check(H5Pset_obj_track_times(creation.get(), false), path, "switch off time stamps");
-  check(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), path, "set the layout");
-  check(H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY), path, "set the allocation time");
-  check(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), path, "set the fill time");
-  return own(H5Dcreate2(file, name, type, space.get(), H5P_DEFAULT, creation.get(), H5P_DEFAULT), H5Dclose,
-             ErrorKind::Io,
-             fmt::format("{}: cannot create dataset {} of {} x {} elements", path, name, rows, columns));
-}
-
-void write_rows(const Hdf5Handle& array, hid_t memory_type, int64_t first, int64_t rows, int64_t columns,
-                const void* values, const std::string& path) {
-  const hsize_t start[2] = {static_cast<hsize_t>(first), 0},
-                count[2] = {static_cast<hsize_t>(rows), static_cast<hsize_t>(columns)};
-  const auto memory =
-      own(H5Screate_simple(2, count, nullptr), H5Sclose, ErrorKind::Internal, "H5Screate_simple");
-  const auto space = own(H5Dget_space(array.get()), H5Sclose, ErrorKind::Internal, "H5Dget_space");
-  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr), path,
-        "select rows");
-  check(H5Dwrite(array.get(), memory_type, memory.get(), space.get(), H5P_DEFAULT, values), path,
-        "write rows");
-}
-
-// Where an array of the file lies; it must be what create_array makes.
-int64_t array_offset(hid_t file, const char* name, hid_t type, int64_t rows, int64_t columns,
-                     int64_t size_bytes, const std::string& path) {
-  const auto array = own(H5Dopen2(file, name, H5P_DEFAULT), H5Dclose, ErrorKind::BadInput,
-                         fmt::format("{}: cannot open {}", path, name));
-  const auto stored = own(H5Dget_type(array.get()), H5Tclose, ErrorKind::BadInput, "H5Dget_type");
-  const auto space = own(H5Dget_space(array.get()), H5Sclose, ErrorKind::BadInput, "H5Dget_space");
-  const auto creation =
-      own(H5Dget_create_plist(array.get()), H5Pclose, ErrorKind::BadInput, "H5Dget_create_plist");
-  hsize_t size[2] = {0, 0};
-  const bool shape = H5Sget_simple_extent_ndims(space.get()) == 2 &&
-                     H5Sget_simple_extent_dims(space.get(), size, nullptr) == 2 &&
-                     size[0] == static_cast<hsize_t>(rows) && size[1] == static_cast<hsize_t>(columns);
-  const bool plain = H5Tequal(stored.get(), type) > 0 && H5Pget_layout(creation.get()) == H5D_CONTIGUOUS &&
-                     H5Pget_nfilters(creation.get()) == 0 && H5Pget_external_count(creation.get()) == 0;
-  const haddr_t offset = H5Dget_offset(array.get());
-  const int64_t bytes = checked_mul(checked_mul(rows, columns), 4);
-  HEARTH_CHECK(shape && plain && offset != HADDR_UNDEF && static_cast<int64_t>(offset) + bytes <= size_bytes,
-               BadInput, "{}: {} is not a plain array of {} x {} elements", path, name, rows, columns);
-  return static_cast<int64_t>(offset);
-}
 
 nlohmann::ordered_json to_json(const TeacherCacheInfo& info, const std::vector<TeacherCacheShard>& shards) {
   nlohmann::ordered_json json{{"format", kFormat},
@@ -129,16 +72,13 @@ TeacherCacheWriter::TeacherCacheWriter(FileSystem& fs, const std::string& direct
   HEARTH_CHECK(fs.free_bytes(directory) > needed, NoSpace,
                "{}: {} bytes needed for this shard, {} free in {}", path_, needed, fs.free_bytes(directory),
                directory);
-  require_hdf5();
-  const Hdf5Handle creation = property_list(H5P_FILE_CREATE), access = property_list(H5P_FILE_ACCESS);
-  check(H5Pset_obj_track_times(creation.get(), false), path_, "switch off time stamps");
-  check(H5Pset_file_locking(access.get(), false, true), path_, "switch off locking");
-  check(H5Pset_alignment(access.get(), 4096, 4096), path_, "set the alignment");
-  Hdf5Handle file = own(H5Fcreate(temporary_path_.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()),
-                        H5Fclose, ErrorKind::Io, fmt::format("{}: cannot create", temporary_path_));
-  Hdf5Handle ids = create_array(file.get(), "ids", H5T_STD_U32LE, num_tokens, info.top_k, path_),
-             logprobs = create_array(file.get(), "logprobs", H5T_IEEE_F32LE, num_tokens, info.top_k, path_),
-             tail = create_array(file.get(), "tail_mass", H5T_IEEE_F32LE, num_tokens, 1, path_);
+  Hdf5Handle file = create_hdf5(temporary_path_);
+  const auto array = [&](const char* name, hid_t type, int64_t columns) {
+    return create_array(file.get(), name, type, {num_tokens, columns}, path_);
+  };
+  Hdf5Handle ids = array("ids", H5T_STD_U32LE, info.top_k),
+             logprobs = array("logprobs", H5T_IEEE_F32LE, info.top_k),
+             tail = array("tail_mass", H5T_IEEE_F32LE, 1);
   hdf5_ = std::make_unique<Hdf5>(Hdf5{std::move(file), std::move(ids), std::move(logprobs), std::move(tail)});
 }
 
@@ -153,9 +93,9 @@ void TeacherCacheWriter::append(const TeacherRows& rows) {
   if (count == 0) return;
   HEARTH_ASSERT(static_cast<int64_t>(rows.ids.size()) == count * info_.top_k &&
                 rows.ids.size() == rows.logprobs.size() && written_ + count <= shard_.num_tokens);
-  write_rows(hdf5_->ids, H5T_NATIVE_INT32, written_, count, info_.top_k, rows.ids.data(), path_);
-  write_rows(hdf5_->logprobs, H5T_NATIVE_FLOAT, written_, count, info_.top_k, rows.logprobs.data(), path_);
-  write_rows(hdf5_->tail_mass, H5T_NATIVE_FLOAT, written_, count, 1, rows.tail_mass.data(), path_);
+  write_rows(hdf5_->ids, H5T_NATIVE_INT32, written_, count, rows.ids.data(), path_);
+  write_rows(hdf5_->logprobs, H5T_NATIVE_FLOAT, written_, count, rows.logprobs.data(), path_);
+  write_rows(hdf5_->tail_mass, H5T_NATIVE_FLOAT, written_, count, rows.tail_mass.data(), path_);
   written_ += count;
 }
 
@@ -164,11 +104,7 @@ TeacherCacheShard TeacherCacheWriter::finish() {
   const bool closed =
       hdf5_->ids.reset() && hdf5_->logprobs.reset() && hdf5_->tail_mass.reset() && hdf5_->file.reset();
   if (!closed) fail_hdf5(ErrorKind::Io, fmt::format("{}: cannot close", path_));
-  {
-    const auto file = fs_.create(temporary_path_, CreateMode::Append);
-    file->sync();  // HDF5 wrote through its own descriptor; the bytes must be durable before the name is
-    file->close();
-  }
+  sync_written(fs_, temporary_path_);  // before the name is
   {
     const auto file = fs_.open(temporary_path_);
     shard_.size_bytes = file->size();
@@ -243,12 +179,18 @@ const TeacherCache::Open& TeacherCache::opened(const std::string& shard_digest) 
   HEARTH_CHECK(fresh->file->size() == shard.size_bytes, BadInput, "{}: {} bytes, cache.json says {}", path,
                fresh->file->size(), shard.size_bytes);
   const Hdf5Handle file = open_hdf5_read_only(path);
-  const auto offset = [&](const char* name, hid_t type, int64_t columns) {
-    return array_offset(file.get(), name, type, shard.num_tokens, columns, shard.size_bytes, path);
+  const auto offset = [&](const char* name, hid_t type, const char* type_name, int64_t columns) {
+    const std::vector<int64_t> shape{shard.num_tokens, columns};
+    const PlainArray array = find_plain_array(
+        file.get(), name, {{type}, type_name, /*dims=*/2, checked_mul(shard.num_tokens, columns)},
+        shard.size_bytes, path);
+    HEARTH_CHECK(array.shape == shape, BadInput, "{}: {} has {} elements, expected {}", path, name,
+                 fmt::join(array.shape, " x "), fmt::join(shape, " x "));
+    return array.extent.offset;
   };
-  fresh->ids = offset("ids", H5T_STD_U32LE, info_.top_k);
-  fresh->logprobs = offset("logprobs", H5T_IEEE_F32LE, info_.top_k);
-  fresh->tail_mass = offset("tail_mass", H5T_IEEE_F32LE, 1);
+  fresh->ids = offset("ids", H5T_STD_U32LE, "uint32", info_.top_k);
+  fresh->logprobs = offset("logprobs", H5T_IEEE_F32LE, "float32", info_.top_k);
+  fresh->tail_mass = offset("tail_mass", H5T_IEEE_F32LE, "float32", 1);
   open = std::move(fresh);
   return *open;
 }

@@ -1,39 +1,24 @@
 #include "launch/watch/inbox.h"
 
+#include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
+#include <span>
 
 #include "base/error.h"
 #include "base/hash.h"
 #include "data/byte_source.h"
+#include "data/tokenizer/unicode.h"
 
 namespace hearth {
 namespace {
 
 constexpr int64_t kSlabBytes = 4 << 20;
 
-// Calls `take` with all bytes of `path` in order; false where it has another size than `size`.
-template <class Take>
-void each_slab(const ReadableFile& file, int64_t size, const Take& take) {
-  std::vector<std::byte> slab(static_cast<size_t>(std::min(size, kSlabBytes)));
-  for (int64_t at = 0; at < size; at += kSlabBytes) {
-    const auto part = std::span(slab).first(static_cast<size_t>(std::min(kSlabBytes, size - at)));
-    file.read_at(at, part);
-    take(std::span<const std::byte>(part));
-  }
-}
-
-bool is_utf8(const std::string& text) {
-  return !nlohmann::json::parse(
-              nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace))
-              .get<std::string>()
-              .compare(text);
-}
-
 }  // namespace
 
 bool is_ignored_name(const std::string& name) {
-  return name.starts_with('.') || name.ends_with(".tmp") || name.ends_with(".part") || !is_utf8(name);
+  return name.starts_with('.') || name.ends_with(".tmp") || name.ends_with(".part") ||
+         !unicode::is_valid_utf8(name);
 }
 
 CorpusContent corpus_content(const std::vector<std::string>& prepare_arguments) {
@@ -44,17 +29,6 @@ CorpusContent corpus_content(const std::vector<std::string>& prepare_arguments) 
     if (prepare_arguments[i].starts_with("--format=")) format = prepare_arguments[i].substr(9);
   }
   return format == "text" ? CorpusContent::Documents : CorpusContent::Records;
-}
-
-// As data/corpus.cpp has them.
-std::optional<std::string> corpus_ending(const std::string& name, CorpusContent content) {
-  const bool documents = content == CorpusContent::Documents;
-  for (const std::string whole : {".h5", ".hdf5"})
-    if (documents && name.ends_with(whole)) return whole;
-  for (const std::string packed : {"", ".gz", ".zst"})
-    for (const std::string ending : {".jsonl", documents ? ".txt" : ".json"})
-      if (name.ends_with(ending + packed)) return ending + packed;
-  return std::nullopt;
 }
 
 std::vector<SettledFiles::Found> SettledFiles::look() {
@@ -92,10 +66,13 @@ std::optional<std::string> copy_digested(FileSystem& fs, const std::string& from
     const auto source = fs.open(from);
     if (source->size() != stamp.size) return std::nullopt;
     const auto copy = fs.create(to, CreateMode::Truncate);
-    each_slab(*source, stamp.size, [&](std::span<const std::byte> bytes) {
-      digest.update(bytes);
-      copy->write(bytes);
-    });
+    std::vector<std::byte> slab(static_cast<size_t>(std::min(stamp.size, kSlabBytes)));
+    for (int64_t at = 0; at < stamp.size; at += kSlabBytes) {
+      const auto part = std::span(slab).first(static_cast<size_t>(std::min(kSlabBytes, stamp.size - at)));
+      source->read_at(at, part);
+      digest.update(part);
+      copy->write(part);
+    }
     copy->sync();  // the inbox file is removed on the strength of this copy
     copy->close();
   } catch (const Error& error) {
@@ -112,13 +89,6 @@ std::optional<std::string> copy_digested(FileSystem& fs, const std::string& from
   if (same) return digest.hex128();
   fs.remove(to);
   return std::nullopt;
-}
-
-std::string file_xxh3(FileSystem& fs, const std::string& path) {
-  const auto file = fs.open(path);
-  Xxh3Stream digest;
-  each_slab(*file, file->size(), [&](std::span<const std::byte> bytes) { digest.update(bytes); });
-  return digest.hex128();
 }
 
 int64_t count_documents(FileSystem& fs, const std::string& path) {

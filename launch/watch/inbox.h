@@ -19,8 +19,6 @@ namespace hearth {
 bool is_ignored_name(const std::string& name);
 // What `hearth data prepare` with these arguments reads: records where --format names something but text.
 CorpusContent corpus_content(const std::vector<std::string>& prepare_arguments);
-// ".jsonl.gz" of "a.jsonl.gz"; nothing for an ending that it then does not read.
-std::optional<std::string> corpus_ending(const std::string& name, CorpusContent content);
 
 // Files whose size and time did not change while somebody looked for `settle_ms`. Only what the watcher saw
 // itself counts: times of files come from other clocks. Starts afresh with the process.
@@ -53,7 +51,6 @@ class SettledFiles {
 // `to`) where `from` changed meanwhile or went away.
 std::optional<std::string> copy_digested(FileSystem& fs, const std::string& from, const FileStamp& stamp,
                                          const std::string& to);
-std::string file_xxh3(FileSystem& fs, const std::string& path);
 
 // Documents as a trigger counts them: lines with text of a .jsonl, 1 for another file; 0 where it cannot be
 // read (the ingestion says why).

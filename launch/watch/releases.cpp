@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "base/error.h"
-#include "launch/watch/inbox.h"
+#include "data/shard.h"
 
 namespace hearth {
 namespace {
@@ -25,7 +25,7 @@ void digest_below(FileSystem& fs, const std::string& folder, const std::string& 
     if (fs.is_directory(path))
       digest_below(fs, path, prefix + name + "/", out);
     else
-      out.push_back({prefix + name, file_xxh3(fs, path), fs.stamp(path).size});
+      out.push_back({prefix + name, file_digest(*fs.open(path)), fs.stamp(path).size});
   }
 }
 
@@ -54,7 +54,7 @@ void require_digests(FileSystem& fs, const std::string& folder, const std::vecto
     const std::string path = folder + "/" + file.name;
     HEARTH_CHECK(fs.exists(path), Corrupt, "{} is missing: {} is not the release that was exported", path,
                  folder);
-    const std::string digest = file_xxh3(fs, path);
+    const std::string digest = file_digest(*fs.open(path));
     HEARTH_CHECK(digest == file.digest, Corrupt,
                  "{} has digest {}, but {} was exported; serving was not touched", path, digest, file.digest);
   }

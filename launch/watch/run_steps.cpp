@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/strict_json.h"
 #include "data/dataset.h"
+#include "data/shard.h"
 #include "launch/config_parser.h"
 #include "launch/watch/trigger.h"
 #include "launch/watch/watch_loop.h"
@@ -201,7 +202,7 @@ void WatchLoop::train() {
   WatchState next = state();
   next.phase = WatchPhase::Export;
   next.run->checkpoint = checkpoints.front();
-  next.run->checkpoint_digest = file_xxh3(c_.fs, checkpoints.front() + "/manifest.json");
+  next.run->checkpoint_digest = file_digest(*c_.fs.open(checkpoints.front() + "/manifest.json"));
   const LineageEvent event{{"event", "trained"},
                            {"run", run.name},
                            {"checkpoint", next.run->checkpoint},

@@ -161,7 +161,7 @@ bool WatchLoop::accept_files() {
       c_.fs.rename(temporary, kept);
       events.push_back({{"event", "file_rejected"}, {"name", name}, {"digest", *digest}, {"reason", reason}});
     } else {
-      const std::string stored = *digest + *ending;
+      const std::string stored = *digest + ending->text;
       c_.fs.rename(temporary, batch_folder() + "/" + stored);
       fresh.insert(*digest);
       const bool counts = c_.config.trigger.min_new_documents > 0;
