@@ -116,7 +116,8 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                StoreOptions{.dtype = trained.dtype, .device = device});
     parameters_ = std::make_unique<ParameterStore>(lora_shards(config.model, partition, lora), trained);
     parameters_->memory().allocating(MemoryPart::Weights, frozen_->memory().held(MemoryPart::Weights));
-    adapters_.emplace(Adapters{*parameters_, lora});
+    adapters_.emplace(Adapters{*parameters_, lora, config.objective.lora_dropout,
+                               static_cast<uint64_t>(config.training.seed)});
   } else {
     parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition), trained);
   }
@@ -226,6 +227,7 @@ ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor:
 
 ParallelModel::LocalSums ParallelModel::evaluate(MicroBatch batch) {
   LocalSums none = no_sums();
+  batch.input.dropout_keys = {};
   if (objective_->consults()) objective_->consult(batch);
   const at::Tensor hidden = executor_->infer(batch.input, nullptr);
   if (!hidden.defined()) return counted(none.sums, batch.valid_targets, none.squared_norm);

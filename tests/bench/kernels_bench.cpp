@@ -17,6 +17,7 @@
 #include "kernels/adamw_op.h"
 #include "kernels/cross_entropy_op.h"
 #include "kernels/distillation_op.h"
+#include "kernels/dropout_op.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
 #include "kernels/rms_norm_op.h"
@@ -324,6 +325,19 @@ void bench_gemm(Table& table, int64_t n, int64_t k, int64_t m) {
       [&](int64_t s) { dw.add_(at::mm(dy[at_set(s)].t(), x[at_set(s)])); });
 }
 
+// Reads and writes the matrix once. The peer keeps a mask of a byte an element.
+void bench_dropout(Table& table, int64_t rows, int64_t cols) {
+  const double bytes = 4.0 * static_cast<double>(rows * cols);
+  const int64_t sets = sets_for(bytes);
+  const auto x = Table::many(sets, [&] { return at::randn({rows, cols}, kBf16); });
+  const at::Tensor keys = at::arange(rows, kInt64);
+  const DropoutMask mask = dropout_mask(1, 0.1, cols, 0);
+  table.memory_row(
+      "dropout", fmt::format("[{}, {}] bf16", rows, cols), bytes,
+      [&](int64_t s) { dropout_op(x[at_set(s)], keys, mask); },
+      [&](int64_t s) { at::native_dropout(x[at_set(s)], 0.1, true); });
+}
+
 void run(const std::string& filter) {
   at::manual_seed(1);
   Table table(filter);
@@ -348,6 +362,10 @@ void run(const std::string& filter) {
     bench_cross_entropy(table, 8192, 32000);
   }
   if (table.wants("distillation")) bench_distillation(table, 1024, 128256);
+  if (table.wants("dropout")) {
+    bench_dropout(table, 8192, 2048);
+    bench_dropout(table, 8192, 8192);
+  }
   if (table.wants("vocab_parallel")) {
     bench_vocab_parallel(table, 8192, 128256);
     bench_vocab_parallel(table, 32768, 32000);

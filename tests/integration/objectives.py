@@ -108,6 +108,47 @@ class Lora(Case):
                 for name, p in self.model.named_parameters() if p.requires_grad}
 
 
+def dropout_mask(seed, name, p, rows, columns):
+    """What kernels/dropout_mask.h drops, written out anew: 16 bits an element of a hash of (matrix, row, column)."""
+    import xxhash
+
+    def mixed(start, number):  # the finaliser of MurmurHash3 over a Weyl sequence
+        x = (start + number * 0x9E3779B97F4A7C15) % 2**64
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            x = (x ^ (x >> 33)) * factor % 2**64
+        return x ^ (x >> 33)
+    start, threshold, draws = mixed(seed, xxhash.xxh3_64_intdigest(name.encode())), round(p * 65536), (columns + 3) // 4
+    kept = [[(mixed(start, row * draws + c // 4) >> 16 * (c % 4)) % 65536 >= threshold for c in range(columns)] for row in rows]
+    return torch.tensor(kept).float() * 65536 / (65536 - threshold)
+
+
+class LoraDropout(Lora):
+    """PEFT without its own dropout: what reaches each A is masked in its place, with one mask for linears of one input."""
+    p = 0.2
+    config = {**Lora.config, "objective__lora_dropout": p}
+    shares = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+
+    def loss(self, samples):
+        rows = range(len(samples) * len(samples[0]["loss_mask"]))
+        masks, hooks = {}, []
+
+        def masked(name, width):
+            module = name.split(".")[-1]
+            name = name.replace(module, self.shares.get(module, module)) + ".lora_A.weight"
+            if name not in masks:
+                masks[name] = dropout_mask(BASE_CONFIG["training.seed"], name, self.p, rows, width)
+            return lambda _, inputs: (inputs[0] * masks[name].view_as(inputs[0]),)
+
+        for name, module in self.model.base_model.model.named_modules():
+            if hasattr(module, "lora_A"):
+                a = module.lora_A["default"]
+                hooks.append(a.register_forward_pre_hook(masked(name, a.in_features)))
+        result = super().loss(samples)
+        for hook in hooks:
+            hook.remove()
+        return result
+
+
 class LoraQv(Lora):
     config = {**Lora.config, "objective__lora_target_modules": ["q_proj", "v_proj", "down_proj"], "objective__use_rslora": True}
     modules, rslora = ["q_proj", "v_proj", "down_proj"], True
@@ -262,7 +303,7 @@ class DpoHinge(DpoLora):
     kind, beta, smoothing = "hinge", 0.2, 0.0
 
 
-CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "distill": Distill, "distill_reverse": DistillReverse,
+CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill, "distill_reverse": DistillReverse,
          "distill_jsd": DistillJsd, "distill_cache": DistillCache, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 

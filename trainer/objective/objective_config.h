@@ -54,6 +54,7 @@ struct ObjectiveConfig {
 
   int64_t lora_rank = 0;
   double lora_alpha = 16;
+  double lora_dropout = 0.0;
   bool use_rslora = false;
   std::vector<std::string> lora_target_modules = {"all-linear"};
 
@@ -80,6 +81,11 @@ struct ObjectiveConfig {
       "rank of low-rank adapters on frozen weights (model.init_from); 0 = all weights are trained");
     v("lora_alpha", lora_alpha, OnResume::Frozen,
       "adapters are scaled by lora_alpha / lora_rank, or / sqrt(lora_rank) with use_rslora");
+    v("lora_dropout", lora_dropout, OnResume::MustConfirm,
+      "share of the input's elements that adapters do not see in training, in [0, 1); linears that share an "
+      "input (q, k, v; gate, up) share the choice, which depends on training.seed and the token's place in "
+      "the "
+      "sample stream alone");
     v("use_rslora", use_rslora, OnResume::Frozen, "rank-stabilised scale of the adapters");
     v("lora_target_modules", lora_target_modules, OnResume::Frozen,
       "all-linear, or of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
@@ -106,6 +112,9 @@ struct ObjectiveConfig {
     e.require(lora_rank >= 0, "lora_rank", "must be >= 0, got {}", lora_rank);
     e.require(std::isfinite(lora_alpha) && lora_alpha > 0, "lora_alpha", "must be finite and > 0, got {}",
               lora_alpha);
+    e.require(0 <= lora_dropout && lora_dropout < 1, "lora_dropout", "must be in [0, 1), got {}",
+              lora_dropout);
+    e.require(lora_dropout == 0 || lora_rank > 0, "lora_dropout", "needs adapters: lora_rank is 0");
     e.require(!lora_target_modules.empty(), "lora_target_modules", "must name at least one module");
     for (size_t i = 0; i < lora_target_modules.size(); ++i) {
       std::vector<std::string_view> known{"all-linear"};
