@@ -34,7 +34,7 @@ bool has_overlapped_actions(const std::vector<Action>& actions) {
 
 }  // namespace
 
-ModelContext ParallelModel::model_context(const ParallelConfig& config, const PipelineSchedule& schedule) {
+ModelContext ParallelModel::training_context(const ParallelConfig& config, const PipelineSchedule& schedule) {
   Comm *tensor = groups_.tensor.get(), *sequence = groups_.context.get();
   const auto& actions = schedule.ranks[static_cast<size_t>(groups_.coordinate(MeshAxis::Pp))];
   if (has_overlapped_actions(actions) && (tensor != nullptr || sequence != nullptr)) {
@@ -47,11 +47,7 @@ ModelContext ParallelModel::model_context(const ParallelConfig& config, const Pi
     by_turns(tensor, tensor_by_turns_);
     by_turns(sequence, context_by_turns_);
   }
-  ModelContext context;
-  if (tensor != nullptr)
-    context.rows =
-        RowCollectives(*tensor, config.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {sequence, config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  ModelContext context = model_context(config, tensor, sequence);
   context.events = optimizer_.get();
   return context;
 }
@@ -128,7 +124,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},
                                              config.parallel.zero_stage, optimizer_dtypes(config.precision));
-  const ModelContext context = model_context(config.parallel, schedule);
+  const ModelContext context = training_context(config.parallel, schedule);
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : partition.chunks) {

@@ -87,7 +87,7 @@ class ParallelModel {
   at::Device device() const { return device_; }
 
  private:
-  ModelContext model_context(const ParallelConfig& config, const PipelineSchedule& schedule);
+  ModelContext training_context(const ParallelConfig& config, const PipelineSchedule& schedule);
   LocalSums counted(at::Tensor sums, int64_t valid_tokens, at::Tensor squared_norm) const;
 
   const TensorSource& base_weights(const ModelBundle& init_from) const;

@@ -49,12 +49,7 @@ FrozenModel::FrozenModel(ParameterStore& parameters, const ExperimentConfig& tra
 
 void FrozenModel::make_chunks(const ExperimentConfig& config, ParallelGroups& groups) {
   const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
-  ModelContext context;
-  if (groups.tensor)
-    context.rows = RowCollectives(
-        *groups.tensor, config.parallel.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {groups.context.get(),
-                      config.parallel.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  const ModelContext context = model_context(config.parallel, groups.tensor.get(), groups.context.get());
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : model_partition(config, groups.mesh, schedule, groups.rank).chunks) {
     chunks_.push_back(
