@@ -48,7 +48,7 @@ ModelContext ParallelModel::training_context(const ParallelConfig& config, const
     by_turns(sequence, context_by_turns_);
   }
   ModelContext context = model_context(config, tensor, sequence);
-  context.events = optimizer_.get();
+  context.events = events_ ? static_cast<ParameterEvents*>(events_.get()) : optimizer_.get();
   return context;
 }
 
@@ -108,10 +108,14 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   const StoreOptions trained = store_options(config, groups.shards().size(), device);
   const LoraShape lora = config.objective.lora();
   if (lora.rank > 0) {
-    frozen_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
-                                               StoreOptions{.dtype = trained.dtype, .device = device});
     parameters_ = std::make_unique<ParameterStore>(lora_shards(config.model, partition, lora), trained);
-    parameters_->memory().allocating(MemoryPart::Weights, frozen_->memory().held(MemoryPart::Weights));
+    frozen_ = std::make_unique<FrozenWeights>(
+        parameter_shards(config.model, partition),
+        FrozenOptions{.form = frozen_form(config.parallel.zero_stage, groups.shards().size()),
+                      .dtype = trained.dtype,
+                      .device = device,
+                      .memory = &parameters_->memory()},
+        groups.shards());
     adapters_.emplace(Adapters{*parameters_, lora});
   } else {
     parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition), trained);
@@ -124,13 +128,14 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},
                                              config.parallel.zero_stage, optimizer_dtypes(config.precision));
+  if (frozen_) events_ = std::make_unique<BothEvents>(frozen_->events(), *optimizer_);
   const ModelContext context = training_context(config.parallel, schedule);
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : partition.chunks) {
-    chunks_.push_back(std::make_unique<Transformer>(config.model, frozen_ ? *frozen_ : *parameters_,
-                                                    recompute_choice(config.recompute), chunk, context,
-                                                    adapters_ ? &*adapters_ : nullptr));
+    chunks_.push_back(std::make_unique<Transformer>(
+        config.model, frozen_ ? frozen_->parameters() : *parameters_, recompute_choice(config.recompute),
+        chunk, context, adapters_ ? &*adapters_ : nullptr));
     chunks.push_back(chunks_.back().get());
     for (size_t i = 0; i < gradient_uses_.size(); ++i)
       gradient_uses_[i] += chunks_.back()->uses_per_micro(static_cast<int64_t>(i));
@@ -141,6 +146,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   objective_ = make_objective({.config = config,
                                .groups = groups,
                                .device = device,
+                               .memory = parameters_->memory(),
                                .base = base_.get(),
                                .init_from = others.init_from,
                                .teacher = others.teacher,

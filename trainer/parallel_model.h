@@ -97,10 +97,11 @@ class ParallelModel {
   at::Device device_;
   int64_t micro_batches_;
   bool counts_loss_;  // of the ranks that compute the same loss, this one adds it to the totals
-  std::unique_ptr<ParameterStore> frozen_;  // the model below the adapters; null: parameters_ is the model
   std::unique_ptr<ParameterStore> parameters_;
+  std::unique_ptr<FrozenWeights> frozen_;  // the model below the adapters; null: parameters_ is the model
   std::optional<Adapters> adapters_;
   std::unique_ptr<DistributedOptimizer> optimizer_;
+  std::unique_ptr<BothEvents> events_;  // null: the optimizer alone is told
   // Only for schedules with the overlapped action, where there are waits to overlap; the chunks'
   // communicators then.
   std::unique_ptr<SideBySide> side_by_side_;

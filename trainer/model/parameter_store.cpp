@@ -117,7 +117,9 @@ bool is_on_demand(const Bucket& bucket, const StoreOptions& options) {
 }
 
 ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const StoreOptions& options)
-    : options_(options), memory_(options.device) {
+    : options_(options),
+      own_memory_(options.memory == nullptr ? std::make_unique<MemoryLedger>(options.device) : nullptr),
+      memory_(options.memory == nullptr ? own_memory_.get() : options.memory) {
   StoragePlan storage = storage_plan(shards, options);
   plan_ = std::move(storage.plan);
   allocate();
@@ -159,7 +161,7 @@ void ParameterStore::allocate() {
     int64_t resident = 0;
     for (size_t b = 0; b < plan_.buckets.size(); ++b)
       resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
-    memory_.allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
+    memory_->allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
     const at::Tensor arena = at::zeros({resident}, options);
     std::vector<at::Tensor> buckets;
     int64_t at = 0;
@@ -190,24 +192,24 @@ bool ParameterStore::has_grads(int64_t bucket) const {
 
 void ParameterStore::restore_weights(int64_t bucket) {
   if (has_weights(bucket)) return;
-  memory_.allocating(MemoryPart::Weights, bytes_of(weights(bucket)));
+  memory_->allocating(MemoryPart::Weights, bytes_of(weights(bucket)));
   restore_memory(weights(bucket));
 }
 void ParameterStore::release_weights(int64_t bucket) {
   if (!weights_on_demand(bucket) || !has_weights(bucket)) return;
   release_memory(weights(bucket));
-  memory_.released(MemoryPart::Weights, bytes_of(weights(bucket)));
+  memory_->released(MemoryPart::Weights, bytes_of(weights(bucket)));
 }
 void ParameterStore::restore_grads(int64_t bucket) {
   if (has_grads(bucket)) return;
-  memory_.allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
+  memory_->allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
   restore_memory(grads(bucket));
   grads_[static_cast<size_t>(bucket)].zero_();
 }
 void ParameterStore::release_grads(int64_t bucket) {
   if (options_.grads != BucketMemory::OnDemand || !has_grads(bucket)) return;
   release_memory(grads(bucket));
-  memory_.released(MemoryPart::Gradients, bytes_of(grads(bucket)));
+  memory_->released(MemoryPart::Gradients, bytes_of(grads(bucket)));
 }
 
 int64_t ParameterStore::index(const std::string& name) const {
@@ -255,7 +257,7 @@ void ParameterStore::initial_values(int64_t parameter_index, uint64_t seed, int6
   });
 }
 
-void ParameterStore::fill(const Fill& produce, const std::function<void(int64_t bucket)>& done) {
+void ParameterStore::fill(const Fill& produce, const BucketDone& done) {
   constexpr int64_t kStagingElements = int64_t{1} << 24;  // 64 MiB of fp32 on the host at a time
   for (size_t b = 0; b < plan_.buckets.size(); ++b) {
     const auto bucket = static_cast<int64_t>(b);
@@ -278,10 +280,10 @@ void ParameterStore::fill(const Fill& produce, const std::function<void(int64_t 
   }
 }
 
-void ParameterStore::initialize(uint64_t seed) {
+void ParameterStore::initialize(uint64_t seed, const BucketDone& done) {
   fill([&](int64_t index, int64_t begin, int64_t end,
            float* out) { initial_values(index, seed, begin, end, out); },
-       {});
+       done);
 }
 
 void ParameterStore::read(const TensorSource& source, const std::string& prefix, int64_t parameter_index,
@@ -303,11 +305,11 @@ void ParameterStore::require(const TensorSource& source) const {
   }
 }
 
-void ParameterStore::load(const TensorSource& source) {
+void ParameterStore::load(const TensorSource& source, const BucketDone& done) {
   require(source);
   fill([&](int64_t index, int64_t begin, int64_t end,
            float* out) { read(source, "", index, begin, end, out); },
-       {});
+       done);
 }
 
 }  // namespace hearth
