@@ -91,7 +91,11 @@ StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel
           .gradients = WithGradients::Yes,
           .data_parallel_size = data_parallel_size,
           .bucket_elements = bucket_elements(config.parallel),
-          .weights = DistributedOptimizer::weight_memory(config.parallel.zero_stage),
+          // Adapters are small, so gathering them would cost more than it saves; and weight gradients that
+          // are deferred read them when their unit's weights are gone.
+          .weights = config.objective.lora_rank > 0
+                         ? BucketMemory::Resident
+                         : DistributedOptimizer::weight_memory(config.parallel.zero_stage),
           .grads = DistributedOptimizer::grad_memory(config.parallel.zero_stage)};
 }
 

@@ -55,7 +55,8 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
       gathered_(parameters, comm_, "param") {
   HEARTH_REQUIRE(zero_stage >= 0 && zero_stage <= 3, "zero_stage {} is not 0, 1, 2 or 3", zero_stage);
   const BucketPlan& plan = parameters.plan();
-  HEARTH_REQUIRE(parameters.options().weights == weight_memory(zero_stage) &&
+  const BucketMemory weights = parameters.options().weights;
+  HEARTH_REQUIRE((weights == BucketMemory::Resident || weights == weight_memory(zero_stage)) &&
                      parameters.options().grads == grad_memory(zero_stage),
                  "the parameter store was not made for zero_stage {}", zero_stage);
   const auto options = at::TensorOptions(parameters.device()).dtype(at::kFloat);

@@ -61,7 +61,7 @@ class DistributedOptimizer : public ParameterEvents {
   // otherwise.
   DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, const OptimizerComms& comms,
                        int64_t zero_stage, const OptimizerDtypes& dtypes = {});
-  // How a store must be made for a stage.
+  // How a store is made for a stage. Weights may be resident in any.
   static BucketMemory weight_memory(int64_t zero_stage);
   static BucketMemory grad_memory(int64_t zero_stage);
 
