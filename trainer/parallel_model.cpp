@@ -99,6 +99,12 @@ StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel
           .grads = DistributedOptimizer::grad_memory(config.parallel.zero_stage)};
 }
 
+FrozenForm base_form(const ExperimentConfig& config, int64_t data_parallel_size) {
+  return config.objective.quantize_base == "nf4"
+             ? FrozenForm::Nf4
+             : frozen_form(config.parallel.zero_stage, data_parallel_size);
+}
+
 ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
                              const OtherModels& others)
     : groups_(groups),
@@ -113,13 +119,12 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   const LoraShape lora = config.objective.lora();
   if (lora.rank > 0) {
     parameters_ = std::make_unique<ParameterStore>(lora_shards(config.model, partition, lora), trained);
-    frozen_ = std::make_unique<FrozenWeights>(
-        parameter_shards(config.model, partition),
-        FrozenOptions{.form = frozen_form(config.parallel.zero_stage, groups.shards().size()),
-                      .dtype = trained.dtype,
-                      .device = device,
-                      .memory = &parameters_->memory()},
-        groups.shards());
+    frozen_ = std::make_unique<FrozenWeights>(parameter_shards(config.model, partition),
+                                              FrozenOptions{.form = base_form(config, groups.shards().size()),
+                                                            .dtype = trained.dtype,
+                                                            .device = device,
+                                                            .memory = &parameters_->memory()},
+                                              groups.shards());
     adapters_.emplace(Adapters{*parameters_, lora});
   } else {
     parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition), trained);

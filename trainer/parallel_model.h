@@ -40,6 +40,8 @@ std::vector<ParameterSpec> trained_parameter_specs(const ExperimentConfig& confi
 // Whether adapters go on with those that the model to start from has, rather than begin on top of them.
 bool continues_adapters(const ObjectiveConfig& objective, const ModelBundle* init_from);
 StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel_size, at::Device device);
+// Of the weights below adapters.
+FrozenForm base_form(const ExperimentConfig& config, int64_t data_parallel_size);
 
 class ParallelModel {
  public:

@@ -1,5 +1,7 @@
 #include "trainer/model/frozen_weights.h"
 
+#include "base/error.h"
+
 namespace hearth {
 
 FrozenForm frozen_form(int64_t zero_stage, int64_t data_parallel_size) {
@@ -12,7 +14,9 @@ StoreOptions frozen_store_options(FrozenForm form, DType dtype, int64_t data_par
   return {.dtype = dtype,
           .device = device,
           .data_parallel_size = sharded ? data_parallel_size : 1,
-          .weights = sharded ? BucketMemory::OnDemand : BucketMemory::Resident};
+          .weights = sharded                   ? BucketMemory::OnDemand
+                     : form == FrozenForm::Nf4 ? BucketMemory::LayersOnDemand
+                                               : BucketMemory::Resident};
 }
 
 namespace {
@@ -26,9 +30,13 @@ StoreOptions store_options(const FrozenOptions& options, int64_t data_parallel_s
 FrozenWeights::FrozenWeights(const std::vector<ParameterShard>& shards, const FrozenOptions& options,
                              Comm& data_parallel)
     : store_(shards, store_options(options, data_parallel.size())) {
-  if (options.form != FrozenForm::Sharded) return;
-  gathered_ = std::make_unique<GatheredWeights>(store_, data_parallel, "frozen");
-  events_ = gathered_.get();
+  if (options.form == FrozenForm::Sharded) {
+    gathered_ = std::make_unique<GatheredWeights>(store_, data_parallel, "frozen");
+    events_ = gathered_.get();
+  } else if (options.form == FrozenForm::Nf4) {
+    quantized_ = std::make_unique<QuantizedWeights>(store_);
+    events_ = quantized_.get();
+  }
 }
 
 ParameterStore::BucketDone FrozenWeights::keep() const {
@@ -39,10 +47,11 @@ ParameterStore::BucketDone FrozenWeights::keep() const {
 }
 
 void FrozenWeights::load(const TensorSource& source) {
-  store_.load(source, keep());
+  quantized_ ? quantized_->load(source) : store_.load(source, keep());
 }
 
 void FrozenWeights::initialize(uint64_t seed) {
+  HEARTH_REQUIRE(quantized_ == nullptr, "quantised weights are read, not drawn");
   store_.initialize(seed, keep());
 }
 

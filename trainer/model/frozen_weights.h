@@ -1,17 +1,18 @@
 // The weights of a model that is used and not trained: what lies below adapters, a teacher, a reference.
-// Whole on every rank, or split over the data-parallel ranks and gathered around each use. Collective over
-// those ranks. Not thread-safe.
+// Whole on every rank, split over the data-parallel ranks and gathered around each use, or quantised (QLoRA:
+// Dettmers et al. 2023). Collective over the data-parallel ranks. Not thread-safe.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "trainer/model/gathered_weights.h"
+#include "trainer/model/quantized_weights.h"
 
 namespace hearth {
 
-enum class FrozenForm { Resident, Sharded };
-// Pure.
+enum class FrozenForm { Resident, Sharded, Nf4 };
+// Of weights that are not quantised. Pure.
 FrozenForm frozen_form(int64_t zero_stage, int64_t data_parallel_size);
 StoreOptions frozen_store_options(FrozenForm form, DType dtype, int64_t data_parallel_size,
                                   at::Device device);
@@ -29,7 +30,7 @@ class FrozenWeights {
   FrozenWeights(const std::vector<ParameterShard>& shards, const FrozenOptions& options, Comm& data_parallel);
   // As those of ParameterStore.
   void load(const TensorSource& source);
-  void initialize(uint64_t seed);
+  void initialize(uint64_t seed);  // not where they are quantised
 
   ParameterStore& parameters() { return store_; }
   // Who a model on these weights tells about their use.
@@ -39,7 +40,8 @@ class FrozenWeights {
   ParameterStore::BucketDone keep() const;
 
   ParameterStore store_;
-  std::unique_ptr<GatheredWeights> gathered_;  // null: resident
+  std::unique_ptr<GatheredWeights> gathered_;    // null: not sharded
+  std::unique_ptr<QuantizedWeights> quantized_;  // null: not quantised
   ParameterEvents nobody_;
   ParameterEvents* events_ = &nobody_;
 };

@@ -39,10 +39,9 @@ struct Parameter {
 };
 
 enum class WithGradients { No, Yes };
-enum class BucketMemory {
-  Resident,
-  OnDemand
-};  // OnDemand: absent until restore_weights() or restore_grads()
+// OnDemand: absent until restore_weights() or restore_grads(). LayersOnDemand: of weights, but not the
+// tables.
+enum class BucketMemory { Resident, OnDemand, LayersOnDemand };
 
 struct StoreOptions {
   DType dtype = DType::F32;
@@ -50,7 +49,7 @@ struct StoreOptions {
   WithGradients gradients = WithGradients::No;
   int64_t data_parallel_size = 1;  // every bucket divides by it
   int64_t bucket_elements = int64_t{1} << 40;
-  BucketMemory weights = BucketMemory::Resident;  // OnDemand: a bucket per layer; vectors stay resident
+  BucketMemory weights = BucketMemory::Resident;  // on demand: a bucket per layer; vectors stay resident
   BucketMemory grads = BucketMemory::Resident;
   MemoryLedger* memory = nullptr;  // where weights and gradients are counted; null: a ledger of its own
 };
@@ -86,7 +85,7 @@ class ParameterStore {
   // Flat buckets, [plan().buckets[bucket].arena.count()]: parameter dtype, and fp32.
   const at::Tensor& weights(int64_t bucket) const { return weights_[static_cast<size_t>(bucket)]; }
   const at::Tensor& grads(int64_t bucket) const { return grads_[static_cast<size_t>(bucket)]; }
-  // Buckets whose weights come and go: those of matrices under BucketMemory::OnDemand.
+  // Buckets whose weights come and go.
   bool weights_on_demand(int64_t bucket) const { return on_demand_[static_cast<size_t>(bucket)]; }
   // Memory of a bucket: contents are undefined after weights are restored, zero after gradients are.
   void restore_weights(int64_t bucket);
@@ -108,6 +107,7 @@ class ParameterStore {
   using Fill = std::function<void(int64_t parameter, int64_t begin, int64_t end, float* out)>;
   using BucketDone = std::function<void(int64_t bucket)>;
   void fill(const Fill& fill, const BucketDone& done);
+  void fill_bucket(int64_t bucket, const Fill& fill, const BucketDone& done = {});
 
   // Draws every weight from the counter-based generator: a pure function of (seed, name, element of the whole
   // tensor).
