@@ -15,20 +15,19 @@ bool is_vocabulary_table(const std::string& name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-// The training's layout around another model. A written split of layers is of the model in training.
-ExperimentConfig around(const ExperimentConfig& training, const ModelConfig& shape) {
+}  // namespace
+
+ExperimentConfig frozen_model_config(const ExperimentConfig& training, const ModelConfig& shape) {
   ExperimentConfig config = training;
   static_cast<ModelConfig&>(config.model) = shape;
-  config.parallel.pipeline_model_parallel_layout.clear();
+  config.parallel.pipeline_model_parallel_layout.clear();  // of the model in training
   return config;
 }
-
-}  // namespace
 
 FrozenModel::FrozenModel(const ModelConfig& shape, const TensorSource& tensors,
                          const ExperimentConfig& training, ParallelGroups& groups, at::Device device,
                          MemoryLedger& memory) {
-  const ExperimentConfig config = around(training, shape);
+  const ExperimentConfig config = frozen_model_config(training, shape);
   require_tensor_parallel(shape, groups.mesh.size(MeshAxis::Tp));
   const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
   HEARTH_CHECK(shape.num_hidden_layers >= schedule.virtual_stages(), Config,

@@ -15,6 +15,9 @@
 
 namespace hearth {
 
+// The training's layout around another model, whose layers are split over the stages anew. Pure.
+ExperimentConfig frozen_model_config(const ExperimentConfig& training, const ModelConfig& shape);
+
 class FrozenModel {
  public:
   // Reads this rank's slices of `tensors`, in precision.dtype of `training`, whose layout counts. Throws
