@@ -57,6 +57,13 @@ CASES = [
 LORA = ["model.init_from=runs/start", "objective.lora_rank=8"]
 DISTILL = ["objective.kind=distill", "objective.teacher=runs/start"]
 DPO = ["objective.kind=dpo", "model.init_from=runs/start", "data.train=[{path: pairs}]", "data.reset_attention_mask=true"]
+TIED = ["model.tie_word_embeddings=true"]
+
+
+def tied(sets):
+    return [word.replace("runs/start", "runs/tied") for word in sets] + TIED
+
+
 FROZEN_CASES = [
     ("lora", 1, LORA),
     ("lora_zero3", 2, [*LORA, "parallel.zero_stage=3"]),
@@ -70,6 +77,9 @@ FROZEN_CASES = [
     ("distill", 1, DISTILL),
     ("distill_zero3", 2, [*DISTILL, "parallel.zero_stage=3"]),
     ("distill_pp2_zero3", 4, [*DISTILL, "parallel.zero_stage=3", "parallel.pipeline_model_parallel_size=2"]),
+    ("distill_tied_zero3", 2, [*tied(DISTILL), "parallel.zero_stage=3"]),
+    ("lora_tied_zero3", 2, [*tied(LORA), "parallel.zero_stage=3"]),
+    ("dpo_tied_zero3", 2, [*tied(DPO), "parallel.zero_stage=3"]),
     ("dpo", 1, DPO),
     ("dpo_zero3", 2, [*DPO, "parallel.zero_stage=3"]),
 ]
@@ -143,7 +153,8 @@ def main():
         chosen_frozen = [case for case in FROZEN_CASES if not chosen or case[0] in chosen]
         if chosen_frozen:
             write_pairs(workspace)
-            workspace.train("start", sets=["training.train_iters=1"])
+            for start, sets in (("start", []), ("tied", TIED)):
+                workspace.train(start, sets=[*sets, "training.train_iters=1"])
         for name, ranks, sets in chosen_frozen:
             workspace.train(name, ranks, sets=sets)
             for rank in range(ranks):
