@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cpu_simd.h"
@@ -44,12 +45,11 @@ HEARTH_CPU_CLONES float largest(const float* x, int64_t count) {
 
 HEARTH_CPU_CLONES void block_codes(const float* x, float absmax, uint8_t* packed) {
   const float inverse = 1.0f / std::max(absmax, kSmallestScale);
-  int32_t code[kNf4Block];
-  for (int i = 0; i < kNf4Block; ++i) {
-    const float scaled = std::min(std::max(x[i] * inverse, -1.0f), 1.0f);
-    code[i] = 0;
-    for (const float bound : kBounds) code[i] += scaled > bound ? 1 : 0;
-  }
+  float scaled[kNf4Block];
+  int32_t code[kNf4Block] = {};
+  for (int i = 0; i < kNf4Block; ++i) scaled[i] = std::min(std::max(x[i] * inverse, -1.0f), 1.0f);
+  for (const float bound : kBounds)
+    for (int i = 0; i < kNf4Block; ++i) code[i] += scaled[i] > bound ? 1 : 0;
   for (int i = 0; i < kNf4Block; i += 2) packed[i / 2] = static_cast<uint8_t>(code[i] << 4 | code[i + 1]);
 }
 
@@ -201,16 +201,19 @@ Nf4Scales nf4_quantize_scales_op(const at::Tensor& absmax_B) {
   check_host_floats("nf4_quantize_scales", absmax_B);
   const int64_t blocks = absmax_B.numel(), count = (blocks + kNf4Group - 1) / kNf4Group;
   HEARTH_REQUIRE(blocks > 0, "nf4_quantize_scales: needs at least one block");
-  const at::Tensor mean = absmax_B.mean(), rest_B = absmax_B.sub(mean), map = nf4_dynamic_map();
+  const float* absmax = absmax_B.const_data_ptr<float>();
+  // One after the other: the ranks of a job, with whatever number of threads, must find the same codes.
+  const double sum = std::accumulate(absmax, absmax + blocks, 0.0);
   Nf4Scales out{at::empty({blocks}, absmax_B.options().dtype(at::kByte)),
-                at::empty({count}, absmax_B.options()), mean.item<float>()};
+                at::empty({count}, absmax_B.options()),
+                static_cast<float>(sum / static_cast<double>(blocks))};
+  const at::Tensor rest_B = absmax_B.sub(out.mean), map = nf4_dynamic_map();
   const at::Tensor bounds = map.slice(0, 0, -1).add(map.slice(0, 1)).div(2.0);
   const float *rest = rest_B.const_data_ptr<float>(), *first = bounds.const_data_ptr<float>();
   for (int64_t g = 0; g < count; ++g) {
     const int64_t begin = g * kNf4Group, end = std::min(blocks, begin + kNf4Group);
-    const float absmax = largest(rest + begin, end - begin),
-                inverse = 1.0f / std::max(absmax, kSmallestScale);
-    out.groups_G.data_ptr<float>()[g] = absmax;
+    const float most = largest(rest + begin, end - begin), inverse = 1.0f / std::max(most, kSmallestScale);
+    out.groups_G.data_ptr<float>()[g] = most;
     for (int64_t b = begin; b < end; ++b) {
       const float scaled = std::min(std::max(rest[b] * inverse, -1.0f), 1.0f);
       out.codes_B.data_ptr<uint8_t>()[b] =

@@ -19,8 +19,9 @@ struct Nf4Values {
 // values: fp32 [E], contiguous, on the CPU. Throws Error{BadInput} for values that are not finite.
 Nf4Values nf4_quantize_op(const at::Tensor& values_E);
 
-// The scales of a whole tensor. 8-bit codes are the nearest in the map, as bitsandbytes finds them on a GPU;
-// its CPU library looks them up in cells of 2^-15, which gives a neighbour once in a thousand.
+// The scales of a whole tensor. Their mean is summed in fp64 (bitsandbytes: in fp32, in an order that depends
+// on the device). 8-bit codes are the nearest in the map, as bitsandbytes finds them on a GPU; its CPU
+// library looks them up in cells of 2^-15, which gives a neighbour once in a thousand.
 struct Nf4Scales {
   at::Tensor codes_B;   // uint8
   at::Tensor groups_G;  // fp32

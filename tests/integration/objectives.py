@@ -124,11 +124,12 @@ class Lora(Case):
 
 
 def through_nf4(weight):
-    """Quantised twice and back, by bitsandbytes. The 8-bit codes by its general kernel, which finds the nearest as those
-    for GPUs do: the one of its CPU library looks up in cells, and takes a neighbour once in a thousand."""
+    """Quantised twice and back, by bitsandbytes. The mean in fp64: a last bit of it moves an 8-bit code now and then. Those
+    codes by its general kernel, which finds the nearest as those for GPUs do: the one of its CPU library looks up in cells,
+    and takes a neighbour once in a thousand."""
     from bitsandbytes import functional
     codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-    mean, dynamic = state.absmax.mean(), functional.create_dynamic_map(signed=True)
+    mean, dynamic = state.absmax.double().mean().float(), functional.create_dynamic_map(signed=True)
     nearest = torch.ops.bitsandbytes.quantize_blockwise.default._op_dk
     codes8, groups = nearest(torch._C.DispatchKey.CompositeExplicitAutograd, state.absmax - mean, dynamic, 256)
     state.absmax = functional.dequantize_blockwise(codes8, absmax=groups, code=dynamic, blocksize=256) + mean

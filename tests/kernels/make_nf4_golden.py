@@ -25,7 +25,7 @@ def fnv(data):
 def main():
     x = weights()
     codes, state = functional.quantize_4bit(x, blocksize=64, quant_type="nf4", compress_statistics=False)
-    mean = state.absmax.mean()
+    mean = state.absmax.double().mean().float()  # bitsandbytes sums in fp32, in an order that depends on the device
     # The general kernel, which finds the nearest code as that for GPUs does; the CPU library's is approximate.
     map8 = functional.create_dynamic_map(signed=True)
     quantize = torch.ops.bitsandbytes.quantize_blockwise.default._op_dk
