@@ -109,10 +109,11 @@ void require_data_of_objective(const ExperimentConfig& config, const ExperimentD
                  objective == "dpo" ? "prepare pairs with `hearth data prepare --format preference`"
                                     : "pairs are for objective.kind dpo");
   }
-  HEARTH_CHECK(objective != "sft" || conversations, BadInput,
-               "objective.kind sft needs conversations, and {} is plain text: prepare them with `hearth data prepare "
-               "--format messages` (alpaca, sharegpt, ...), or train text with objective.kind pretrain",
-               data.train.front().dataset->directory());
+  HEARTH_CHECK(
+      objective != "sft" || conversations, BadInput,
+      "objective.kind sft needs conversations, and {} is plain text: prepare them with `hearth data prepare "
+      "--format messages` (alpaca, sharegpt, ...), or train text with objective.kind pretrain",
+      data.train.front().dataset->directory());
 }
 
 std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const ExperimentData& data,
@@ -158,6 +159,12 @@ std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const Expe
       teacher->origin, dataset.directory());
   require_same_tokens(*teacher->tokenizer, teacher->origin, dataset, context.fs);
   return teacher;
+}
+
+std::optional<ModelConfig> teacher_shape(const LoadedConfig& loaded, CommandContext& context, Log& log) {
+  const auto& path = loaded.config.objective.teacher;
+  if (!path || !context.fs.exists(*path)) return std::nullopt;
+  return open_model(context.fs, *context.job.control, log, *path).config;
 }
 
 std::unique_ptr<TeacherCache> open_teacher_cache(const LoadedConfig& loaded, const ExperimentData& data,

@@ -43,7 +43,8 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
                                              std::unique_ptr<ModelBundle> bundle, CommandContext& context,
                                              Log& log);
 
-// Throws Error{BadInput} where an objective cannot use the data: pairs are for dpo alone, sft needs conversations.
+// Throws Error{BadInput} where an objective cannot use the data: pairs are for dpo alone, sft needs
+// conversations.
 void require_data_of_objective(const ExperimentConfig& config, const ExperimentData& data);
 // Throws Error{BadInput} that explains where the ids of a teacher's tokenizer mean other tokens than the
 // dataset's; padding at the end of the larger one may differ.
@@ -53,6 +54,9 @@ void require_same_tokens(const Tokenizer& teacher, const std::string& origin, co
 // tokens than the data.
 std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const ExperimentData& data,
                                           CommandContext& context, Log& log);
+
+// Its shape, for estimates; empty where there is none, or none yet.
+std::optional<ModelConfig> teacher_shape(const LoadedConfig& loaded, CommandContext& context, Log& log);
 
 // The cache of objective.teacher_cache; null where there is none. Throws Error{BadInput} unless it is of the
 // data's tokenizer and has every training shard.

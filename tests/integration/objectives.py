@@ -1,4 +1,4 @@
-"""Loss and gradients of every objective equal PyTorch, transformers and PEFT in fp32, on one rank and under layouts:
+"""Loss and gradients of every objective equal PyTorch, transformers, PEFT and bitsandbytes in fp32, on one rank and under layouts:
 `hearth parity --save` makes one step from weights that transformers (and PEFT) saved and writes its mean gradients;
 the same step is taken here on the same samples (DUMP_SAMPLES prints them). Formulas of the losses are written here
 from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...] | objectives.py --list"""
@@ -26,12 +26,20 @@ LAYOUTS = {
     8: [["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2"],
         ["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1", "zero_stage=2"]],
 }
+# For models with frozen weights, which zero_stage 3 splits: also where the head is on another rank than the embedding, and
+# where weight gradients are computed apart.
+SPLIT_LAYOUTS = {
+    4: [["pipeline_model_parallel_size=2", "zero_stage=3"],
+        ["pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1", "zero_stage=3"]],
+    8: [["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "zero_stage=3"],
+        ["tensor_model_parallel_size=2", "zero_stage=3"]],
+}
 
 
 def make_model(folder, seed, vocab_size=VOCAB_SIZE, layers=2, **sizes):
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=sizes.get("hidden", 64), intermediate_size=160, num_hidden_layers=layers,
+        vocab_size=vocab_size, hidden_size=sizes.get("hidden", 64), intermediate_size=sizes.get("ffn", 160), num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=sizes.get("tied", True),
         rms_norm_eps=1e-5, rope_theta=10000.0, bos_token_id=None, eos_token_id=0, initializer_range=0.08,
         attn_implementation="eager")
@@ -64,6 +72,7 @@ def divergence(kind, student, teacher, temperature, beta):
 class Case:
     """One objective: its configuration, and its loss in PyTorch."""
     config = {}
+    layouts = LAYOUTS
 
     def __init__(self, workspace, tool):
         self.workspace, self.tool = workspace, tool
@@ -88,10 +97,13 @@ class Lora(Case):
     config = {"objective__lora_rank": 4, "objective__lora_alpha": 10}
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     rslora = False
+    sizes = {}
+    layouts = {**LAYOUTS, 4: SPLIT_LAYOUTS[4], 8: LAYOUTS[8] + SPLIT_LAYOUTS[8]}
 
     def prepare(self):
         import peft
-        base = make_model(self.workspace.path("start"), 3)
+        base = make_model(self.workspace.path("start"), 3, **self.sizes)
+        self.change_base(base)
         base.name_or_path = "start"
         torch.manual_seed(5)
         self.model = peft.get_peft_model(base, peft.LoraConfig(
@@ -102,6 +114,9 @@ class Lora(Case):
                     parameter.normal_(std=0.05)
         self.model.save_pretrained(self.workspace.path("adapter"))
         return {"model__init_from": "adapter"}
+
+    def change_base(self, base):
+        """What training does to the weights that were saved."""
 
     def parameters(self):
         return {name.removeprefix("base_model.model.").replace(".default", ""): p
@@ -149,13 +164,42 @@ class LoraDropout(Lora):
         return result
 
 
+def through_nf4(weight):
+    """Quantised twice and back, by bitsandbytes. The mean in fp64: a last bit of it moves an 8-bit code now and then. Those
+    codes by its general kernel, which finds the nearest as those for GPUs do: the one of its CPU library looks up in cells,
+    and takes a neighbour once in a thousand."""
+    from bitsandbytes import functional
+    codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    mean, dynamic = state.absmax.double().mean().float(), functional.create_dynamic_map(signed=True)
+    nearest = torch.ops.bitsandbytes.quantize_blockwise.default._op_dk
+    codes8, groups = nearest(torch._C.DispatchKey.CompositeExplicitAutograd, state.absmax - mean, dynamic, 256)
+    state.absmax = functional.dequantize_blockwise(codes8, absmax=groups, code=dynamic, blocksize=256) + mean
+    return functional.dequantize_4bit(codes, state)
+
+
+class Qlora(Lora):
+    """Sizes of which tensor parallelism leaves whole blocks."""
+    sizes = {"hidden": 128, "ffn": 384}
+    config = {**Lora.config, "objective__quantize_base": "nf4", "model__hidden_size": 128, "model__intermediate_size": 384}
+    layouts = {**LAYOUTS, 8: [*LAYOUTS[8], ["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "zero_stage=3"],
+                              ["pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1"]]}
+
+    def change_base(self, base):
+        with torch.no_grad():
+            for name, parameter in base.named_parameters():
+                if ".layers." in name and parameter.dim() == 2:
+                    parameter.copy_(through_nf4(parameter))
+
+
 class LoraQv(Lora):
     config = {**Lora.config, "objective__lora_target_modules": ["q_proj", "v_proj", "down_proj"], "objective__use_rslora": True}
     modules, rslora = ["q_proj", "v_proj", "down_proj"], True
+    layouts = LAYOUTS
 
 
 class Distill(Case):
     kind, temperature, alpha, beta, vocab = "forward_kl", 1.0, 0.5, 0.5, VOCAB_SIZE + 96
+    layouts = Lora.layouts
 
     def prepare(self):
         self.config = {"objective__kind": "distill", "objective__teacher": "teacher", "objective__kd_alpha": self.alpha,
@@ -180,11 +224,13 @@ class Distill(Case):
 
 class DistillReverse(Distill):
     kind, temperature, alpha = "reverse_kl", 2.0, 0.7
+    layouts = LAYOUTS
 
 
 class DistillJsd(Distill):
     # A teacher whose table is the smaller one.
     kind, temperature, alpha, beta = "jsd", 1.5, 1.0, 0.3
+    layouts = LAYOUTS
 
 
 # A template in the manner of those that models carry, with the answers marked.
@@ -227,6 +273,7 @@ class Sft(Conversations, Case):
 
 class SftLora(Conversations, Lora):
     config = {"objective__kind": "sft", **Lora.config}
+    layouts = LAYOUTS
 
     def prepare(self):
         return {**super().prepare(), **self.prepare_shards("messages")}
@@ -234,6 +281,7 @@ class SftLora(Conversations, Lora):
 
 class DistillCache(Conversations, Distill):
     """The whole vocabulary kept: the same student as online."""
+    layouts = LAYOUTS
     temperature, alpha = 2.0, 0.6
 
     def prepare(self):
@@ -249,6 +297,7 @@ class Dpo(Conversations, Case):
     """Rafailov et al. 2023, eq. 7; Azar et al. 2024 (means over tokens, as TRL takes them); Zhao et al. 2023."""
     config = {"objective__kind": "dpo"}
     kind, beta, smoothing = "sigmoid", 0.1, 0.0
+    layouts = {**LAYOUTS, 8: LAYOUTS[8] + SPLIT_LAYOUTS[8]}
 
     def prepare(self):
         return {**super().prepare(), **self.prepare_shards("preference"), "objective__pref_loss": self.kind,
@@ -287,6 +336,7 @@ class Dpo(Conversations, Case):
 
 class DpoLora(Dpo, Lora):
     """Adapters that have moved already: the reference is the model without them."""
+    layouts = LAYOUTS
     config = {**Dpo.config, **Lora.config}
     smoothing = 0.1
 
@@ -303,7 +353,8 @@ class DpoHinge(DpoLora):
     kind, beta, smoothing = "hinge", 0.2, 0.0
 
 
-CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill, "distill_reverse": DistillReverse,
+CASES = {"pretrain": Case, "lora": Lora, "qlora": Qlora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill,
+         "distill_reverse": DistillReverse,
          "distill_jsd": DistillJsd, "distill_cache": DistillCache, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
@@ -332,7 +383,7 @@ def run_case(report, name, case, workspace):
     loss, metrics = case.loss(samples)
     loss.backward()
     metrics = {metric: float(value.detach()) for metric, value in metrics.items()}
-    for ranks, sides in LAYOUTS.items():
+    for ranks, sides in case.layouts.items():
         for a, b in zip(sides[::2], sides[1::2]):
             words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, f"parallel.{key}")]
             hearth(["parity", "config.yaml", "--device", device(), "--save", "saved", "--tolerance", TOLERANCE, *words],

@@ -57,6 +57,7 @@ struct ObjectiveConfig {
   double lora_dropout = 0.0;
   bool use_rslora = false;
   std::vector<std::string> lora_target_modules = {"all-linear"};
+  std::string quantize_base = "none";
 
   std::optional<std::string> teacher, teacher_cache;
   double kd_alpha = 0.5;
@@ -89,6 +90,11 @@ struct ObjectiveConfig {
     v("use_rslora", use_rslora, OnResume::Frozen, "rank-stabilised scale of the adapters");
     v("lora_target_modules", lora_target_modules, OnResume::Frozen,
       "all-linear, or of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
+    v("quantize_base", quantize_base, OnResume::Frozen,
+      "none, or nf4 (QLoRA): the frozen linears of the layers below adapters are kept in 4-bit NormalFloat "
+      "with doubly quantised scales, 4.13 bits a weight, as bitsandbytes makes them; adapters are merged "
+      "into "
+      "the unquantised weights");
     v("teacher", teacher, OnResume::MustConfirm,
       "distill: checkpoint, run folder or HF directory of the teacher; the student's tokenizer");
     v("teacher_cache", teacher_cache, OnResume::MustConfirm,
@@ -121,6 +127,9 @@ struct ObjectiveConfig {
       known.insert(known.end(), lora_modules().begin(), lora_modules().end());
       e.one_of(lora_target_modules[i], fmt::format("lora_target_modules[{}]", i), known);
     }
+    e.one_of(quantize_base, "quantize_base", {"none", "nf4"});
+    e.require(quantize_base == "none" || lora_rank > 0, "quantize_base",
+              "needs adapters to train: set lora_rank, or quantize_base none");
     const int teachers = (teacher ? 1 : 0) + (teacher_cache ? 1 : 0);
     e.require(teachers == (kind == "distill" ? 1 : 0), "teacher", "{}",
               kind == "distill"
