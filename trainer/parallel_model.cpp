@@ -209,9 +209,11 @@ ParallelModel::LocalSums ParallelModel::no_sums() const {
 }
 
 ParallelModel::LocalSums ParallelModel::counted(at::Tensor sums, int64_t valid_tokens,
-                                                at::Tensor squared_norm) const {
-  if (counts_loss_) return {std::move(sums), valid_tokens, std::move(squared_norm)};
-  return {at::zeros_like(sums), 0, std::move(squared_norm)};
+                                                at::Tensor squared_norm) {
+  LocalSums mine{std::move(sums), valid_tokens, std::move(squared_norm)};
+  if (!counts_loss_) mine.sums = at::zeros_like(mine.sums), mine.valid_tokens = 0;
+  if (const at::Tensor own = objective_->take_own_sums(); own.defined()) mine.sums = mine.sums.add(own);
+  return mine;
 }
 
 ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor::NextMicroBatch& next,

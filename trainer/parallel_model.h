@@ -63,8 +63,8 @@ class ParallelModel {
 
   // What this rank found, to be summed over ranks.
   struct LocalSums {
-    at::Tensor sums;           // [objective().num_sums()] on the device, the loss first; 0 on ranks whose
-                               // loss another rank counts
+    at::Tensor sums;           // [objective().num_sums()] on the device, the loss first; without what
+                               // another rank counts
     int64_t valid_tokens = 0;  // 0 there too
     at::Tensor squared_norm;   // fp64 [1] on the device
   };
@@ -90,7 +90,7 @@ class ParallelModel {
 
  private:
   ModelContext training_context(const ParallelConfig& config, const PipelineSchedule& schedule);
-  LocalSums counted(at::Tensor sums, int64_t valid_tokens, at::Tensor squared_norm) const;
+  LocalSums counted(at::Tensor sums, int64_t valid_tokens, at::Tensor squared_norm);
 
   const TensorSource& base_weights(const ModelBundle& init_from) const;
 

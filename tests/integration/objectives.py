@@ -199,6 +199,7 @@ class LoraQv(Lora):
 
 class Distill(Case):
     kind, temperature, alpha, beta, vocab = "forward_kl", 1.0, 0.5, 0.5, VOCAB_SIZE + 96
+    teacher_sizes = {"hidden": 96, "tied": False}
     layouts = Lora.layouts
 
     def prepare(self):
@@ -206,7 +207,7 @@ class Distill(Case):
                        "objective__kd_divergence": self.kind, "objective__logit_kl_temperature": self.temperature,
                        "objective__jsd_beta": self.beta}
         # Other depth, width and padding of the vocabulary.
-        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=3, hidden=96, tied=False).eval()
+        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=3, **self.teacher_sizes).eval()
         copy_tokenizer(self.workspace, self.workspace.path("teacher"))
         self.tokens = tokenizers.Tokenizer.from_file(self.workspace.path("tokenizer/tokenizer.json")).get_vocab_size()
         return super().prepare()
@@ -231,6 +232,35 @@ class DistillJsd(Distill):
     # A teacher whose table is the smaller one.
     kind, temperature, alpha, beta = "jsd", 1.5, 1.0, 0.3
     layouts = LAYOUTS
+
+
+class DistillStates(Distill):
+    """Terms on layers of one stage and of different stages of a pipeline; a teacher as wide as the student."""
+    pairs = [(1, 3, 0.7, "mse"), (2, 1, 0.4, "cosine"), (1, 1, 0.2, "cosine"), (2, 3, 0.1, "mse")]
+    teacher_sizes = {}
+
+    def prepare(self):
+        changes = super().prepare()
+        self.config["objective__intermediate"] = [{"student_layer": s, "teacher_layer": t, "weight": w, "loss": loss}
+                                                  for s, t, w, loss in self.pairs]
+        return changes
+
+    def loss(self, samples):
+        states, hooks = {}, []
+        for model in (self.model, self.teacher):
+            for number, layer in enumerate(model.model.layers, 1):
+                hooks.append(layer.register_forward_hook(
+                    lambda _, __, out, key=(model, number): states.__setitem__(key, out[0] if isinstance(out, tuple) else out)))
+        loss, metrics = super().loss(samples)
+        for hook in hooks:
+            hook.remove()
+        keep = batch_tensors(samples)[2]
+        terms = 0
+        for student_layer, teacher_layer, weight, kind in self.pairs:
+            x, t = states[self.model, student_layer][keep], states[self.teacher, teacher_layer][keep]
+            term = ((x - t) ** 2).mean(-1) if kind == "mse" else 1 - torch.nn.functional.cosine_similarity(x, t, dim=-1)
+            terms = terms + weight * term.mean()
+        return loss + terms, {**metrics, "intermediate loss": terms}
 
 
 # A template in the manner of those that models carry, with the answers marked.
@@ -354,8 +384,8 @@ class DpoHinge(DpoLora):
 
 
 CASES = {"pretrain": Case, "lora": Lora, "qlora": Qlora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill,
-         "distill_reverse": DistillReverse,
-         "distill_jsd": DistillJsd, "distill_cache": DistillCache, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
+         "distill_reverse": DistillReverse, "distill_jsd": DistillJsd, "distill_states": DistillStates, "distill_cache": DistillCache,
+         "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
 

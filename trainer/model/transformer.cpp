@@ -115,8 +115,8 @@ std::optional<LoraWeights> Transformer::lora_weights(const std::string& first,
   if (drops()) {
     // The same for every layout: keyed by the matrix's name and places in the whole matrix.
     const Parameter& a = store.at(lora_a_name(names.front()));
-    w.dropout = kernels::dropout_mask(kernels::counter_bits(adapters_->seed, xxh3_64(a.spec.name)), adapters_->dropout,
-                                      a.spec.shape[1], a.shard.box.offset[1]);
+    w.dropout = kernels::dropout_mask(kernels::counter_bits(adapters_->seed, xxh3_64(a.spec.name)),
+                                      adapters_->dropout, a.spec.shape[1], a.shard.box.offset[1]);
   }
   w.a = store.fused_weight(lora_a_name(names.front()), lora_a_name(names.back()));
   w.a_grad = store.fused_main_grad(lora_a_name(names.front()), lora_a_name(names.back()));
@@ -182,6 +182,9 @@ at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const 
   const at::Tensor attended = attend(attention_input(x, w, rope, keys), w, input);
   at::Tensor out = mlp(attention_output(attended, x, w, keys), w, keys);
   observe(fmt::format("layers.{}", w.unit - 1), out);
+  for (const StateTarget& target : input.states)
+    if (target.layer == w.unit)
+      out = with_state_loss(out, target, context_.rebuilding ? StateSum::Skip : StateSum::Add);
   return out;
 }
 

@@ -13,6 +13,7 @@
 #include "trainer/model/block_functions.h"
 #include "trainer/model/lora_adapters.h"
 #include "trainer/model/parameter_store.h"
+#include "trainer/model/state_loss.h"
 
 namespace hearth {
 
@@ -23,6 +24,7 @@ struct ModelInput {
   std::optional<ContextLayout> shared;  // of sequences that several ranks share
   at::Tensor positions_N;               // int64, on the model's device, where `shared` is set
   DropoutKeys dropout_keys;             // of training with dropout
+  std::vector<StateTarget> states;      // terms of the loss on the layers of this rank
   int64_t rows() const { return ids_N.size(0); }
 };
 

@@ -1,6 +1,7 @@
 #include "trainer/objective/frozen_model.h"
 
 #include <ATen/core/grad_mode.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cstring>
@@ -77,6 +78,15 @@ std::shared_ptr<const void> FrozenModel::hold_head() const {
   const Transformer& head = head_chunk();
   head.context().before_forward(head.head().unit);
   return {&head, [](const Transformer* held) { held->context().after_forward(held->head().unit); }};
+}
+
+void FrozenModel::keep_states(const std::vector<int64_t>& layers) {
+  std::map<std::string, int64_t> wanted;
+  for (const int64_t layer : layers) wanted[fmt::format("layers.{}", layer - 1)] = layer;
+  for (const auto& chunk : chunks_)
+    chunk->observe_activations([this, wanted](const std::string& name, const at::Tensor& rows_nD) {
+      if (const auto found = wanted.find(name); found != wanted.end()) states_[found->second] = rows_nD;
+    });
 }
 
 at::Tensor FrozenModel::logprobs(const ModelInput& input, const at::Tensor& targets_N) {

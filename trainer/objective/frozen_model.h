@@ -5,7 +5,9 @@
 // thread-safe.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "trainer/experiment_config.h"
@@ -31,6 +33,10 @@ class FrozenModel {
   at::Tensor hidden(const ModelInput& input);
   // The head's weights are here as long as what this returns lives. For use of head_chunk().head_rows().
   std::shared_ptr<const void> hold_head() const;
+  // From now on hidden() keeps the rows behind `layers` (numbers of layers, from 1) that this rank computes.
+  void keep_states(const std::vector<int64_t>& layers);
+  // Those of the last hidden(), by number of layers: [n, D].
+  std::map<int64_t, at::Tensor> take_states() { return std::exchange(states_, {}); }
   // fp32 [N]: log p(target) per row, 0 where the target is -100; undefined where this rank has no head.
   at::Tensor logprobs(const ModelInput& input, const at::Tensor& targets_N);
   Transformer& head_chunk() const { return executor_->head_chunk(); }
@@ -42,6 +48,7 @@ class FrozenModel {
   FrozenWeights* weights_;
   std::vector<std::unique_ptr<Transformer>> chunks_;
   std::unique_ptr<PipelineExecutor> executor_;
+  std::map<int64_t, at::Tensor> states_;
 };
 
 // `tensors` of a model as if it had another number of vocabulary rows: rows beyond its own are zero, rows

@@ -48,6 +48,9 @@ class Objective {
   virtual bool consults() const { return false; }
   // Here: the sum of the next token's cross-entropy over the tokens that count.
   virtual LossResult loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch);
+  // What this rank alone adds to the sums of the micro-batches since the last call, besides what loss() and
+  // evaluate() return: terms of layers that lie here. [num_sums()]; undefined: nothing.
+  virtual at::Tensor take_own_sums() { return {}; }
   // The same sums for held-out data, without gradients.
   virtual at::Tensor evaluate(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch);
 };

@@ -49,6 +49,29 @@ struct IncrementalConfig {
   }
 };
 
+// A pair of layers whose states a distillation draws together.
+struct IntermediatePair {
+  int64_t student_layer = 0, teacher_layer = 0;
+  double weight = 1.0;
+  std::string loss = "mse";
+  bool operator==(const IntermediatePair&) const = default;
+  template <class V>
+  void visit(V&& v) {
+    v("student_layer", student_layer, OnResume::MustConfirm,
+      "number of the student's layers behind which its residual stream is taken, from 1");
+    v("teacher_layer", teacher_layer, OnResume::MustConfirm, "the same of the teacher");
+    v("weight", weight, OnResume::MustConfirm, "of the term in the loss");
+    v("loss", loss, OnResume::MustConfirm,
+      "mse: mean over the features of the squared difference; cosine: 1 - cosine of the two");
+  }
+  void validate(ConfigErrors& e) const {
+    e.require(student_layer >= 1, "student_layer", "must be >= 1, got {}", student_layer);
+    e.require(teacher_layer >= 1, "teacher_layer", "must be >= 1, got {}", teacher_layer);
+    e.require(std::isfinite(weight) && weight > 0, "weight", "must be finite and > 0, got {}", weight);
+    e.one_of(loss, "loss", {"mse", "cosine"});
+  }
+};
+
 struct ObjectiveConfig {
   std::string kind = "pretrain";
 
@@ -64,6 +87,7 @@ struct ObjectiveConfig {
   double logit_kl_temperature = 1.0;
   std::string kd_divergence = "forward_kl";
   double jsd_beta = 0.5;
+  std::vector<IntermediatePair> intermediate;
 
   double pref_beta = 0.1;
   std::string pref_loss = "sigmoid";
@@ -106,6 +130,9 @@ struct ObjectiveConfig {
     v("kd_divergence", kd_divergence, OnResume::MustConfirm, "distill: forward_kl, reverse_kl or jsd");
     v("jsd_beta", jsd_beta, OnResume::MustConfirm,
       "distill: weight of the teacher in the mixture of jsd, in (0, 1)");
+    v("intermediate", intermediate, OnResume::MustConfirm,
+      "distill, with teacher: pairs of layers whose states are drawn together, as further terms of the loss "
+      "(mean over the tokens that count); student and teacher have one hidden_size");
     v("pref_beta", pref_beta, OnResume::MustConfirm, "dpo: strength of the tie to the reference");
     v("pref_loss", pref_loss, OnResume::MustConfirm, "dpo: sigmoid, hinge or ipo");
     v("pref_label_smoothing", pref_label_smoothing, OnResume::MustConfirm,
@@ -142,6 +169,12 @@ struct ObjectiveConfig {
               "must be finite and > 0, got {}", logit_kl_temperature);
     e.one_of(kd_divergence, "kd_divergence", {"forward_kl", "reverse_kl", "jsd"});
     e.require(0 < jsd_beta && jsd_beta < 1, "jsd_beta", "must be in (0, 1), got {}", jsd_beta);
+    e.require(intermediate.empty() || teacher, "intermediate",
+              "needs objective.teacher, whose states are seen");
+    for (size_t i = 0; i < intermediate.size(); ++i) {
+      const ConfigErrors::Scope scope(e, fmt::format("intermediate[{}]", i));
+      intermediate[i].validate(e);
+    }
     e.require(std::isfinite(pref_beta) && pref_beta > 0, "pref_beta", "must be finite and > 0, got {}",
               pref_beta);
     e.one_of(pref_loss, "pref_loss", {"sigmoid", "hinge", "ipo"});

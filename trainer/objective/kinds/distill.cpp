@@ -3,14 +3,18 @@
 // for one chunk, beside the student's of the same chunk. From a cache: the divergence over what was kept of
 // the teacher. Vocabularies may differ in padding: only ids of the tokenizer count.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "base/error.h"
 #include "kernels/distillation_op.h"
 #include "parallel/tensor/upload.h"
+#include "trainer/objective/intermediate_states.h"
 #include "trainer/objective/objective.h"
 
 namespace hearth {
@@ -46,11 +50,25 @@ class Distill : public Objective {
     shape.vocab_size = in.config.model.vocab_size;
     const ResizedVocabulary tensors(*teacher.tensors, teacher.config, shape.vocab_size);
     teacher_ = std::make_unique<FrozenModel>(shape, tensors, in.config, in.groups, in.device, in.memory);
+    if (!in.config.objective.intermediate.empty())
+      states_.emplace(in.config, shape, in.groups, *teacher_, in.device);
   }
 
-  std::vector<std::string> metrics() const override { return {"ce loss", "kd loss"}; }
+  std::vector<std::string> metrics() const override {
+    std::vector<std::string> names{"ce loss", "kd loss"};
+    if (states_) names.push_back("intermediate loss");
+    return names;
+  }
   bool consults() const override { return teacher_ != nullptr; }
-  void consult(MicroBatch& batch) override { batch.frozen = teacher_->hidden(batch.input); }
+  void consult(MicroBatch& batch) override {
+    batch.frozen = teacher_->hidden(batch.input);
+    if (states_) states_->complete(batch);
+  }
+  at::Tensor take_own_sums() override {
+    if (!states_) return {};
+    const at::Tensor sum = states_->take_sum(), none = at::zeros_like(sum);
+    return at::cat({sum, none, none, sum});
+  }
   void describe(const std::vector<Sample>& samples, MicroBatch& batch) override {
     if (cache_ != nullptr) batch.kept = kept_rows(samples, batch.targets_N.device());
   }
@@ -110,7 +128,9 @@ class Distill : public Objective {
   at::Tensor sums_of(const kernels::DistillationResult& result) const {
     const double alpha = loss_.kd_alpha, t_squared = loss_.temperature * loss_.temperature;
     const at::Tensor ce = result.cross_entropy_N.sum(), kd = result.divergence_N.sum();
-    return at::stack({ce.mul(1.0 - alpha).add(kd, alpha * t_squared), ce, kd});
+    std::vector<at::Tensor> sums{ce.mul(1.0 - alpha).add(kd, alpha * t_squared), ce, kd};
+    if (states_) sums.push_back(at::zeros_like(ce));  // counted where the layers are
+    return at::stack(sums);
   }
 
   // This rank's positions of the samples. What the cache does not have (held-out data; a run's training data
@@ -146,6 +166,7 @@ class Distill : public Objective {
   const TeacherCache* cache_;
   int64_t teacher_vocab_ = 0;
   std::unique_ptr<FrozenModel> teacher_;  // null with a cache
+  std::optional<IntermediateStates> states_;
 };
 
 }  // namespace
