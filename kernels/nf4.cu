@@ -1,7 +1,6 @@
 #include "kernels/nf4.h"
 
 #include "kernels/cuda_device.cuh"
-#include "kernels/nf4_table.h"
 
 namespace hearth::kernels {
 namespace {
@@ -12,8 +11,9 @@ static_assert(kNf4Block % kValues == 0, "a thread's values have one scale");
 
 // The products and the sum are rounded one by one, as on the CPU: a fused one would give other bits.
 __device__ __forceinline__ float block_scale(const Nf4DequantizeArgs& a, uint32_t block) {
-  const auto run = static_cast<uint32_t>(a.run);
-  const int64_t in_tensor = a.first + int64_t{block / run} * a.stride + block % run;
+  // In 32 bits: there is no instruction for a division, and one of 64 bits takes several times as many.
+  const auto run = static_cast<uint32_t>(a.place.run);
+  const int64_t in_tensor = a.place.first + int64_t{block / run} * a.place.stride + block % run;
   return __fadd_rn(
       __fmul_rn(__ldg(a.dynamic_map + __ldg(a.scales + block)), __ldg(a.groups + in_tensor / kNf4Group)),
       a.mean);
@@ -52,6 +52,8 @@ void nf4_dequantize(const Nf4DequantizeArgs& args, cudaStream_t stream) {
   require_launch(args.count % kNf4Block == 0, "nf4_dequantize", "count must be a multiple of 64", args.count);
   require_launch(args.count / kNf4Block <= UINT32_MAX, "nf4_dequantize", "at most 2^32 - 1 blocks",
                  args.count / kNf4Block);
+  require_launch(args.place.run > 0 && args.place.run <= UINT32_MAX, "nf4_dequantize",
+                 "a run must have 1 to 2^32 - 1 blocks", args.place.run);
   require_launch(is_aligned_16(args.out), "nf4_dequantize", "out must be 16-byte aligned", 0);
   const unsigned grid = grid_size("nf4_dequantize", (args.count / kValues + kThreads - 1) / kThreads);
   dispatch_activation("nf4_dequantize", args.dtype, [&]<class T>() {

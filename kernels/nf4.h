@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "kernels/nf4_table.h"
 
 namespace hearth::kernels {
 
@@ -19,8 +20,7 @@ struct Nf4DequantizeArgs {
   float mean;
   void* out;      // [count], contiguous, 16-byte aligned
   int64_t count;  // a multiple of 64
-  // Block b here is block first + b / run * stride + b % run of the whole tensor.
-  int64_t first, run, stride;
+  Nf4Place place;
 };
 void nf4_dequantize(const Nf4DequantizeArgs& args, cudaStream_t stream);
 

@@ -53,10 +53,6 @@ HEARTH_CPU_CLONES void block_codes(const float* x, float absmax, uint8_t* packed
   for (int i = 0; i < kNf4Block; i += 2) packed[i / 2] = static_cast<uint8_t>(code[i] << 4 | code[i + 1]);
 }
 
-int64_t in_tensor(const Nf4Place& place, int64_t block) {
-  return place.first + block / place.run * place.stride + block % place.run;
-}
-
 HEARTH_CPU_CLONES void block_values(const uint8_t* packed, float scale, float* out) {
   float levels[kNf4Codes];
   for (int i = 0; i < kNf4Codes; ++i) levels[i] = kNf4Levels.value[i] * scale;
@@ -72,7 +68,7 @@ void dequantize_cpu(const Nf4Part& part, int64_t blocks, const Store& store) {
   at::parallel_for(0, blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
     float values[kNf4Block];
     for (int64_t b = begin; b < end; ++b) {
-      const float product = map[scales[b]] * groups[in_tensor(part.place, b) / kNf4Group];
+      const float product = map[scales[b]] * groups[part.place.in_tensor(b) / kNf4Group];
       block_values(codes + b * kNf4Block / 2, product + part.mean, values);
       store(b * kNf4Block, values);
     }
@@ -135,7 +131,7 @@ void check_part(const Nf4Part& part, const at::Tensor& out_E) {
   check_fp32_flat(kOp, "dynamic_map", part.dynamic_map, kNf4MapSize, out_E);
   check_fp32_flat(kOp, "groups", part.groups_G, part.groups_G.numel(), out_E);
   HEARTH_REQUIRE(part.place.first >= 0 && part.place.run > 0 &&
-                     (blocks == 0 || in_tensor(part.place, blocks - 1) / kNf4Group < part.groups_G.numel()),
+                     (blocks == 0 || part.place.in_tensor(blocks - 1) / kNf4Group < part.groups_G.numel()),
                  "{}: blocks of {} lie outside a tensor of {} groups", kOp, describe(out_E),
                  part.groups_G.numel());
 }
@@ -151,9 +147,7 @@ void dequantize_cuda(const Nf4Part& part, at::Tensor& out_E) {
                   .mean = part.mean,
                   .out = out_E.data_ptr(),
                   .count = out_E.numel(),
-                  .first = part.place.first,
-                  .run = part.place.run,
-                  .stride = part.place.stride},
+                  .place = part.place},
                  scope.stream());
 }
 #endif

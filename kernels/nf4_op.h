@@ -33,11 +33,6 @@ Nf4Scales nf4_quantize_scales_op(const at::Tensor& absmax_B);
 // for Parallelism in Deep Learning"), decades 10^-6 to 1 with one more bit of fraction each.
 at::Tensor nf4_dynamic_map();
 
-// Which blocks of a whole tensor a part of it holds: block b of the part is block first + b / run * stride +
-// b % run of the tensor.
-struct Nf4Place {
-  int64_t first = 0, run = 1, stride = 1;
-};
 // A part of a tensor; all on one device.
 struct Nf4Part {
   at::Tensor codes;        // uint8 [E / 2]

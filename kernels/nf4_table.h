@@ -1,12 +1,14 @@
 // The 4-bit NormalFloat data type (Dettmers et al. 2023, "QLoRA", section 3 and appendix E): quantiles of the
-// standard normal distribution, normalised to [-1, 1], with an exact zero. For host and device code.
+// standard normal distribution, normalised to [-1, 1], with an exact zero. No torch.
 #pragma once
+
+#include <cstdint>
 
 namespace hearth::kernels {
 
 constexpr int kNf4Codes = 16;
-constexpr int kNf4Block = 64;   // values with one scale
-constexpr int kNf4Group = 256;  // scales with one scale of their own
+constexpr int kNf4Block = 64;     // values with one scale
+constexpr int kNf4Group = 256;    // scales with one scale of their own
 constexpr int kNf4MapSize = 256;  // 8-bit codes of scales
 
 struct Nf4Levels {
@@ -18,5 +20,12 @@ constexpr Nf4Levels kNf4Levels = {{-1.0f, -0.6961928009986877f, -0.5250730514526
                                    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,
                                    0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
                                    0.7229568362236023f, 1.0f}};
+
+// Which blocks of a whole tensor a part of it holds: whole rows, or the same columns of every row.
+struct Nf4Place {
+  int64_t first = 0, run = 1, stride = 0;
+  // Of block `block` of the part.
+  constexpr int64_t in_tensor(int64_t block) const { return first + block / run * stride + block % run; }
+};
 
 }  // namespace hearth::kernels

@@ -54,9 +54,8 @@ std::vector<double> block_scales(const Nf4Part& part) {
   std::vector<double> out;
   for (size_t b = 0; b < codes.size(); ++b) {
     const auto block = static_cast<int64_t>(b);
-    const int64_t at = part.place.first + block / part.place.run * part.place.stride + block % part.place.run;
-    out.push_back(map[static_cast<size_t>(codes[b])] * groups[static_cast<size_t>(at / kNf4Group)] +
-                  static_cast<double>(part.mean));
+    const auto group = static_cast<size_t>(part.place.in_tensor(block) / kNf4Group);
+    out.push_back(map[static_cast<size_t>(codes[b])] * groups[group] + static_cast<double>(part.mean));
   }
   return out;
 }

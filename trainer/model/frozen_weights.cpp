@@ -20,7 +20,7 @@ StoreOptions frozen_store_options(FrozenForm form, DType dtype, int64_t data_par
 }
 
 namespace {
-StoreOptions store_options(const FrozenOptions& options, int64_t data_parallel_size) {
+StoreOptions counted(const FrozenOptions& options, int64_t data_parallel_size) {
   StoreOptions store = frozen_store_options(options.form, options.dtype, data_parallel_size, options.device);
   store.memory = options.memory;
   return store;
@@ -29,7 +29,7 @@ StoreOptions store_options(const FrozenOptions& options, int64_t data_parallel_s
 
 FrozenWeights::FrozenWeights(const std::vector<ParameterShard>& shards, const FrozenOptions& options,
                              Comm& data_parallel)
-    : store_(shards, store_options(options, data_parallel.size())) {
+    : store_(shards, counted(options, data_parallel.size())) {
   if (options.form == FrozenForm::Sharded) {
     gathered_ = std::make_unique<GatheredWeights>(store_, data_parallel, "frozen");
     events_ = gathered_.get();

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "kernels/nf4_table.h"
 
 namespace hearth {
 namespace {
@@ -39,12 +38,11 @@ std::optional<Nf4Slice> nf4_slice(const ParameterShard& shard) {
   if (!whole(shard.spec.numel()) || !whole(first) || !whole(count)) return std::nullopt;
   Nf4Slice slice{.blocks = count / kNf4Block,
                  .whole_blocks = shard.spec.numel() / kNf4Block,
-                 .first = first / kNf4Block,
-                 .run = std::max<int64_t>(1, count / kNf4Block)};
+                 .place = {.first = first / kNf4Block, .run = std::max<int64_t>(1, count / kNf4Block)}};
   if (width == columns) return slice;
   if (!whole(columns) || !whole(width)) return std::nullopt;
-  slice.run = width / kNf4Block;
-  slice.stride = columns / kNf4Block;
+  slice.place.run = width / kNf4Block;
+  slice.place.stride = columns / kNf4Block;
   return slice;
 }
 

@@ -7,16 +7,15 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/nf4_table.h"
 #include "trainer/model/model_partition.h"
 
 namespace hearth {
 
 struct Nf4Slice {
-  int64_t blocks = 0;        // held here
-  int64_t whole_blocks = 0;  // of the whole matrix
-  // Block b here is block first + b / run * stride + b % run of the matrix.
-  int64_t first = 0, run = 1, stride = 0;
-  int64_t in_matrix(int64_t block) const { return first + block / run * stride + block % run; }
+  int64_t blocks = 0;          // held here
+  int64_t whole_blocks = 0;    // of the whole matrix
+  kernels::Nf4Place place;     // of them in the matrix
   int64_t num_groups() const;  // of the whole matrix
   int64_t bytes() const;       // codes and 8-bit scales of the blocks here, fp32 scales of all groups
 };

@@ -25,7 +25,7 @@ QuantizedWeights::QuantizedWeights(ParameterStore& parameters) : parameters_(par
                      .scales_B = at::empty({slice.blocks}, bytes),
                      .groups_G = at::empty({slice.num_groups()}, bytes.dtype(at::kFloat)),
                      .dynamic_map = map,
-                     .place = {.first = slice.first, .run = slice.run, .stride = slice.stride}};
+                     .place = slice.place};
   }
 }
 
@@ -61,14 +61,15 @@ void QuantizedWeights::quantize(int64_t parameter, const TensorSource& source) {
     const auto values = kernels::nf4_quantize_op(slab.narrow(0, 0, end - begin));
     at::Tensor target = absmax.narrow(0, first, values.absmax_B.numel());
     target.copy_(values.absmax_B);
-    for (; here < slice.blocks && slice.in_matrix(here) < end / kBlock; ++here)
-      std::memcpy(codes.data_ptr<uint8_t>() + here * kBlockBytes,
-                  values.codes.const_data_ptr<uint8_t>() + (slice.in_matrix(here) - first) * kBlockBytes,
-                  static_cast<size_t>(kBlockBytes));
+    for (; here < slice.blocks && slice.place.in_tensor(here) < end / kBlock; ++here)
+      std::memcpy(
+          codes.data_ptr<uint8_t>() + here * kBlockBytes,
+          values.codes.const_data_ptr<uint8_t>() + (slice.place.in_tensor(here) - first) * kBlockBytes,
+          static_cast<size_t>(kBlockBytes));
   }
   const kernels::Nf4Scales all = kernels::nf4_quantize_scales_op(absmax);
   for (int64_t b = 0; b < slice.blocks; ++b)
-    scales.data_ptr<uint8_t>()[b] = all.codes_B.const_data_ptr<uint8_t>()[slice.in_matrix(b)];
+    scales.data_ptr<uint8_t>()[b] = all.codes_B.const_data_ptr<uint8_t>()[slice.place.in_tensor(b)];
   kernels::Nf4Part& part = parts_[static_cast<size_t>(parameter)];
   part.codes.copy_(codes);
   part.scales_B.copy_(scales);
