@@ -13,7 +13,7 @@
 #include "data/teacher_cache.h"
 #include "launch/command.h"
 #include "launch/config_parser.h"
-#include "parallel/mesh.h"
+#include "parallel/placement.h"
 #include "trainer/interchange/model_source.h"
 
 namespace hearth {
@@ -43,7 +43,8 @@ std::unique_ptr<ModelBundle> initial_weights(const LoadedConfig& loaded, const E
                                              std::unique_ptr<ModelBundle> bundle, CommandContext& context,
                                              Log& log);
 
-// Throws Error{BadInput} where an objective cannot use the data: pairs are for dpo alone, sft needs conversations.
+// Throws Error{BadInput} where an objective cannot use the data: pairs are for dpo alone, sft needs
+// conversations.
 void require_data_of_objective(const ExperimentConfig& config, const ExperimentData& data);
 // Throws Error{BadInput} that explains where the ids of a teacher's tokenizer mean other tokens than the
 // dataset's; padding at the end of the larger one may differ.
@@ -66,6 +67,8 @@ struct ComputePlace {
   at::Device device = at::kCPU;
   int threads = 1;
 };
+ComputePlace take_device(const std::string& choice, const std::vector<MeshPart>& parts,
+                         CommandContext& context);
 ComputePlace take_device(const std::string& choice, const Mesh& mesh, CommandContext& context);
 void share_device(CommandContext& context, at::Device device, Log& log);
 
