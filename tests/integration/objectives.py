@@ -62,15 +62,15 @@ def divergence(kind, student, teacher, temperature, beta):
 
 
 class Case:
-    """One objective: its configuration, and its loss in PyTorch."""
-    config = {}
+    """One objective: its configuration, the layouts to try in pairs, and its loss in PyTorch."""
+    config, layouts, layers = {}, LAYOUTS, 2
 
     def __init__(self, workspace, tool):
         self.workspace, self.tool = workspace, tool
 
     def prepare(self):
         """Saves the weights that hearth starts from; returns the model to train and what else the loss needs."""
-        self.model = make_model(self.workspace.path("start"), 3)
+        self.model = make_model(self.workspace.path("start"), 3, layers=self.layers)
         return {"model__init_from": "start"}
 
     def parameters(self):
@@ -126,6 +126,9 @@ class Distill(Case):
         self.tokens = tokenizers.Tokenizer.from_file(self.workspace.path("tokenizer/tokenizer.json")).get_vocab_size()
         return super().prepare()
 
+    def divergence(self, student, teacher):
+        return divergence(self.kind, student, teacher, self.temperature, self.beta)
+
     def loss(self, samples):
         ids, targets, keep, mask = batch_tensors(samples)
         student = self.logits(ids, mask)[keep]
@@ -133,8 +136,44 @@ class Distill(Case):
             teacher = self.teacher(input_ids=ids, attention_mask=mask).logits[keep]
         shared = min(student.shape[-1], teacher.shape[-1], self.tokens)  # padding of either vocabulary has no opinion
         ce = cross_entropy(student, targets[keep])
-        kd = divergence(self.kind, student[:, :shared], teacher[:, :shared], self.temperature, self.beta).mean()
+        kd = self.divergence(student[:, :shared], teacher[:, :shared]).mean()
         return (1 - self.alpha) * ce + self.alpha * self.temperature**2 * kd, {"ce loss": ce, "kd loss": kd}
+
+
+# Students and, on the last ranks, teachers: alone, shared by two and by four, one for each, in every way of splitting
+# either; another micro-batch.
+TP, PP = "tensor_model_parallel_size=2", "pipeline_model_parallel_size=2"
+TEACHER_LAYOUTS = {
+    2: [["objective.teacher_ranks=1"], ["objective.teacher_ranks=1", "training.micro_batch_size=1"]],
+    3: [["objective.teacher_ranks=1"], ["objective.teacher_ranks=1", "context_parallel_size=2"]],
+    4: [["objective.teacher_ranks=2", f"objective.teacher_parallel.{TP}", TP],
+        ["objective.teacher_ranks=2", f"objective.teacher_parallel.{PP}", PP],
+        ["objective.teacher_ranks=2", "zero_stage=3"],
+        ["objective.teacher_ranks=2", f"objective.teacher_parallel.{TP}", PP, "pipeline_schedule=zbv"]],
+    6: [["objective.teacher_ranks=2"], ["objective.teacher_ranks=2", f"objective.teacher_parallel.{PP}", "context_parallel_size=2", TP]],
+}
+
+
+class DistillRanks(Distill):
+    """The teacher on ranks of its own sends all that it thinks."""
+    temperature, alpha, layouts, layers, top_k = 2.0, 0.6, TEACHER_LAYOUTS, 4, VOCAB_SIZE
+
+    def prepare(self):
+        changes = super().prepare()
+        self.config["objective__teacher_top_k"] = self.top_k
+        return {**changes, "model__num_hidden_layers": self.layers}
+
+
+class DistillTopK(DistillRanks):
+    """The seven most likely tokens, and all others as one further outcome (Peng et al. 2024)."""
+    temperature, top_k = 1.5, 7
+
+    def divergence(self, student, teacher):
+        s, t = log_softmax(student / self.temperature, -1), log_softmax(teacher / self.temperature, -1)
+        kept, ids = t.topk(self.top_k, -1)
+        with_rest = lambda kept: torch.cat([kept, torch.log1p(-kept.exp().sum(-1, keepdim=True))], -1)  # noqa: E731
+        s, t = with_rest(s.gather(-1, ids)), with_rest(kept)
+        return (t.exp() * (t - s)).sum(-1)
 
 
 class DistillReverse(Distill):
@@ -263,7 +302,7 @@ class DpoHinge(DpoLora):
 
 
 CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "distill": Distill, "distill_reverse": DistillReverse,
-         "distill_jsd": DistillJsd, "distill_cache": DistillCache, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
+         "distill_jsd": DistillJsd, "distill_cache": DistillCache, "distill_ranks": DistillRanks, "distill_top_k": DistillTopK, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
 
@@ -291,9 +330,10 @@ def run_case(report, name, case, workspace):
     loss, metrics = case.loss(samples)
     loss.backward()
     metrics = {metric: float(value.detach()) for metric, value in metrics.items()}
-    for ranks, sides in LAYOUTS.items():
+    for ranks, sides in case.layouts.items():
         for a, b in zip(sides[::2], sides[1::2]):
-            words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, f"parallel.{key}")]
+            in_section = lambda key: key if "." in key.split("=")[0] else f"parallel.{key}"  # noqa: E731
+            words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, in_section(key))]
             hearth(["parity", "config.yaml", "--device", device(), "--save", "saved", "--tolerance", TOLERANCE, *words],
                    workspace.folder, ranks=ranks, timeout=240)
             for side, keys in (("a", a), ("b", b)):
