@@ -132,6 +132,36 @@ void report(ConfigErrors& e, std::string_view key, const Check& check) {
   }
 }
 
+// The ranks that train. Here every factor is printed, as where no rank is set apart.
+Mesh mesh_without_teacher(const ExperimentConfig& c, int world_size) {
+  const int64_t serving = c.objective.teacher_ranks;
+  if (serving == 0) return Mesh::from_config(c.parallel, world_size);
+  HEARTH_CHECK(
+      serving < world_size, Config,
+      "objective.teacher_ranks is {}, and the job has {} ranks: none is left to train; start more ranks",
+      serving, world_size);
+  try {
+    return Mesh::from_config(c.parallel, world_size - checked_cast<int>(serving));
+  } catch (const Error& error) {
+    fail(error.kind(), "of {} ranks objective.teacher_ranks = {} serve the teacher; for the others: {}",
+         world_size, serving, error.message());
+  }
+}
+
+void teacher_ranks_divide(const Layout& l, ConfigErrors& e) {
+  const ObjectiveConfig& o = l.config.objective;
+  const TeacherLayout& t = o.teacher_parallel;
+  const std::string factors = fmt::format(
+      "objective.teacher_parallel.tensor_model_parallel_size {} x pipeline_model_parallel_size {}",
+      t.tensor_model_parallel_size, t.pipeline_model_parallel_size);
+  e.require(o.teacher_ranks % t.ranks() == 0, "objective.teacher_ranks",
+            "must be a multiple of {} = {}, got {}", factors, t.ranks(), o.teacher_ranks);
+  const int64_t replicas = o.teacher_ranks / t.ranks();
+  e.require(replicas <= l.size(MeshAxis::Dp), "objective.teacher_ranks",
+            "{} / ({}) are {} teachers for a data-parallel size of {} ({}): some would have nobody to answer",
+            o.teacher_ranks, factors, replicas, l.size(MeshAxis::Dp), l.mesh.describe());
+}
+
 void batch_divides_over_ranks(const Layout& l, ConfigErrors& e) {
   const TrainingConfig& t = l.config.training;
   const int64_t replicas = l.size(MeshAxis::Dp) * l.size(MeshAxis::Ep);
@@ -229,8 +259,9 @@ void validate_run(const LoadedConfig& loaded, ConfigErrors& errors) {
 }
 
 Mesh require_layout(const LoadedConfig& loaded, int world_size) {
-  const Layout layout{loaded.config, Mesh::from_config(loaded.config.parallel, world_size)};
+  const Layout layout{loaded.config, mesh_without_teacher(loaded.config, world_size)};
   ConfigErrors errors;
+  teacher_ranks_divide(layout, errors);
   batch_divides_over_ranks(layout, errors);
   copies_divide_the_data_ranks(layout, errors);
   sequence_divides_over_context_ranks(layout, errors);

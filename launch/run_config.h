@@ -12,9 +12,10 @@ namespace hearth {
 // check speaks.
 void validate_run(const LoadedConfig& loaded, ConfigErrors& errors);
 
-// The mesh of `world_size` ranks. Throws Error{Config} that prints every factor unless the ranks divide into
-// the layout, and one that lists all that the layout cannot take: batch, heads, widths, rows, positions,
-// layers, micro-batches.
+// The mesh of the ranks that train, of a job of `world_size`: all but objective.teacher_ranks, which divide
+// into teacher_mesh() (trainer/parallel_layout.h). Throws Error{Config} that prints every factor unless the
+// ranks divide into the layout, and one that lists all that the layout cannot take: batch, heads, widths,
+// rows, positions, layers, micro-batches.
 Mesh require_layout(const LoadedConfig& loaded, int world_size);
 
 }  // namespace hearth

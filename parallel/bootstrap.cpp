@@ -40,9 +40,13 @@ void check_launcher(const LaunchEnvironment& environment) {
 std::unique_ptr<Comm> make_mpi_comm(Job& job, const CommOptions& options, double timeout_s) {
   auto& plane = dynamic_cast<MpiControlPlane&>(*job.control);
   plane.barrier("make_comm." + options.group);  // MPI_Comm_split has no deadline, this has
-  auto comm = std::make_unique<MpiComm>(
-      plane.session(), *job.recorder,
-      MpiComm::Options{.group = options.group, .ranks = options.ranks, .timeout_s = timeout_s});
+  std::vector<int> ranks = options.ranks;
+  for (int& rank : ranks) rank = plane.job_rank(rank);
+  auto comm = std::make_unique<MpiComm>(plane.session(), *job.recorder,
+                                        MpiComm::Options{.group = options.group,
+                                                         .ranks = std::move(ranks),
+                                                         .parent = plane.communicator(),
+                                                         .timeout_s = timeout_s});
   if (options.ranks.size() == 1) return make_single_comm(options.group);
   return comm;
 }
@@ -78,7 +82,7 @@ LaunchEnvironment LaunchEnvironment::read(const std::function<const char*(const 
 
 Job start_job(const LaunchEnvironment& environment, JobOptions options) {
   Job job{.options = std::move(options),
-          .recorder = std::make_unique<FlightRecorder>(),
+          .recorder = std::make_shared<FlightRecorder>(),
           .hang = nullptr,
           .control = nullptr,
           .launcher = "single"};
@@ -97,6 +101,16 @@ Job start_job(const LaunchEnvironment& environment, JobOptions options) {
       "use the mpirun that belongs to this MPI",
       job.launcher, promised, job.control->world_size(), mpi_library_version());
   return job;
+}
+
+Job split_job(Job& whole, const std::string& name, int first, int count) {
+  auto* plane = dynamic_cast<MpiControlPlane*>(whole.control.get());
+  HEARTH_REQUIRE(plane != nullptr, "part '{}': a job of one rank has no parts", name);
+  return {.options = whole.options,
+          .recorder = whole.recorder,
+          .hang = nullptr,
+          .control = std::make_unique<MpiControlPlane>(*plane, name, first, count),
+          .launcher = whole.launcher};
 }
 
 std::unique_ptr<Comm> make_comm(Job& job, const CommOptions& options) {

@@ -40,8 +40,8 @@ struct JobOptions {
 
 struct Job {
   JobOptions options;
-  std::unique_ptr<FlightRecorder> recorder;
-  std::unique_ptr<HangReporter> hang;  // of watch_for_hangs; outlives `control`, whose end may hang
+  std::shared_ptr<FlightRecorder> recorder;  // one for the process: a part of the job has that of the whole
+  std::unique_ptr<HangReporter> hang;        // of watch_for_hangs; outlives `control`, whose end may hang
   std::unique_ptr<ControlPlane> control;
   std::string launcher;  // "single", "mpirun" or "srun (PMIx)": for logs
 };
@@ -49,9 +49,15 @@ struct Job {
 // Throws Error{Config} where the launcher started several tasks that MPI could not join into one job.
 Job start_job(const LaunchEnvironment& environment, JobOptions options);
 
+// Ranks [first, first + count) of `whole`, this one among them, as a job that counts from 0: own votes,
+// groups and deadlines. Collective over `whole`, whose every rank names its part; `name` is for messages.
+// What ends a job (its hang page, run_job) stays with `whole`, which outlives the part. Throws Error{Usage}
+// for a job of one rank.
+Job split_job(Job& whole, const std::string& name, int first, int count);
+
 struct CommOptions {
   std::string group;       // "dp", "world": for messages
-  std::vector<int> ranks;  // global ranks in group order; this rank is among them
+  std::vector<int> ranks;  // of the job, in group order; this rank is among them
   // Device ordinal that holds the buffers, for NCCL; nullopt: host memory, for MPI. The same kind on all
   // ranks.
   std::optional<int> cuda_device;

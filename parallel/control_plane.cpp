@@ -16,7 +16,8 @@ bool ControlPlane::vote(bool mine, std::string_view reason, std::string_view sit
   for (size_t r = 0; r < answers.size(); ++r) {
     if (answers[r] == "y") continue;
     all = false;
-    if (reasons != nullptr) reasons->push_back(fmt::format("rank {}: {}", r, answers[r].substr(1)));
+    if (reasons != nullptr)
+      reasons->push_back(fmt::format("rank {}: {}", job_rank(static_cast<int>(r)), answers[r].substr(1)));
   }
   return all;
 }
@@ -30,7 +31,9 @@ void ControlPlane::require_same(std::string_view what, std::string_view mine, st
       expected = &value;
   std::string odd;
   for (size_t r = 0; r < all.size(); ++r)
-    if (all[r] != *expected) odd += fmt::format("{}rank {} has '{}'", odd.empty() ? "" : ", ", r, all[r]);
+    if (all[r] != *expected)
+      odd +=
+          fmt::format("{}rank {} has '{}'", odd.empty() ? "" : ", ", job_rank(static_cast<int>(r)), all[r]);
   HEARTH_CHECK(odd.empty(), Config, "ranks disagree on {}: {}; the others have '{}'", what, odd, *expected);
 }
 

@@ -1,7 +1,8 @@
-// The control plane: small, rare, host-side exchanges between all ranks of the job (start-up checks, votes,
-// the commit of a checkpoint). Never used per step for bulk data; that is Comm's work (parallel/comm.h).
-// Every call is collective, has a deadline and a call-site name; a deadline passed is Error{Timeout}.
-// Backends: MPI (mpirun, srun --mpi=pmix) and a single rank. Not thread-safe: main thread only.
+// The control plane: small, rare, host-side exchanges between all ranks of the job, or of a part of it
+// (start-up checks, votes, the commit of a checkpoint). Never used per step for bulk data; that is Comm's
+// work (parallel/comm.h). Every call is collective, has a deadline and a call-site name; a deadline passed is
+// Error{Timeout}. Backends: MPI (mpirun, srun --mpi=pmix) and a single rank. Not thread-safe: main thread
+// only.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,10 @@ class ControlPlane {
   virtual ~ControlPlane() = default;
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
-  virtual int local_rank() const = 0;  // index among the ranks of this host
+  // What people and the flight recorder call `rank`: its number in the whole job, where this is a part of
+  // one.
+  virtual int job_rank(int rank) const { return rank; }
+  virtual int local_rank() const = 0;  // index among the ranks of this host, other parts of the job included
   virtual int local_world_size() const = 0;
   virtual const std::string& host() const = 0;
 

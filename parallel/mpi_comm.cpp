@@ -139,7 +139,7 @@ MpiComm::MpiComm(MpiSession& session, FlightRecorder& recorder, Options options)
                  options_.group, world_rank, ranks.size());
   // The lowest rank names the group: groups of one call are disjoint.
   const int color = ranks.empty() ? MPI_UNDEFINED : *std::min_element(ranks.begin(), ranks.end());
-  check_mpi(MPI_Comm_split(MPI_COMM_WORLD, color, static_cast<int>(me - ranks.begin()), &collective_comm_),
+  check_mpi(MPI_Comm_split(options_.parent, color, static_cast<int>(me - ranks.begin()), &collective_comm_),
             "MPI_Comm_split");
   if (ranks.empty()) return;
   check_mpi(MPI_Comm_dup(collective_comm_, &peer_comm_), "MPI_Comm_dup");

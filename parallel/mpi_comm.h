@@ -23,10 +23,11 @@ class MpiComm final : public Comm, private MpiSession::Client {
  public:
   struct Options {
     std::string group;
-    std::vector<int> ranks;  // ranks of MPI_COMM_WORLD in group order; this rank is among them
+    std::vector<int> ranks;            // ranks of MPI_COMM_WORLD in group order; this rank is among them
+    MPI_Comm parent = MPI_COMM_WORLD;  // that all of them are in
     double timeout_s = 300;
   };
-  // Collective over MPI_COMM_WORLD: every rank passes the group it is in, or an empty `ranks` when in none
+  // Collective over the parent: every rank passes the group it is in, or an empty `ranks` when in none
   // (then the object must not be used). `session` and `recorder` must outlive it.
   MpiComm(MpiSession& session, FlightRecorder& recorder, Options options);
   ~MpiComm() override;

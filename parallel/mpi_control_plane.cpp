@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -15,9 +16,9 @@ namespace {
 // alarm is out, they give it time to speak first.
 constexpr double kGraceForRootS = 3.0;
 
-MPI_Comm duplicate_world() {
+MPI_Comm duplicate(MPI_Comm of) {
   MPI_Comm comm = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
+  check_mpi(MPI_Comm_dup(of, &comm), "MPI_Comm_dup");
   check_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   return comm;
 }
@@ -64,9 +65,10 @@ class MpiControlPlane::Call {
     HEARTH_CHECK(!plane.session_.broken(), Peer, "{} {}: an earlier exchange between ranks failed", op, site);
     id_ = plane.recorder_.begin({.op = op,
                                  .site = site,
-                                 .group = "world",
+                                 .group = plane.group_,
                                  .seq = plane.calls_ + 1,
-                                 .size_bytes = static_cast<int64_t>(bytes)});
+                                 .size_bytes = static_cast<int64_t>(bytes),
+                                 .group_id = plane.group_id_});
     plane.recorder_.hold(id_);
   }
   ~Call() {
@@ -82,7 +84,8 @@ class MpiControlPlane::Call {
   void wait(Done done, Missing missing) {
     const std::chrono::duration<double> past = FlightRecorder::Clock::now() - start_;
     if (plane_.session_.wait(done, std::max(plane_.timeout_s_ - past.count(), 0.0))) return;
-    const std::vector<int> ranks = missing();
+    std::vector<int> ranks = missing();
+    for (int& r : ranks) r = plane_.job_rank(r);
     const std::string who = ranks.empty() ? "some rank has not taken our message"
                                           : fmt::format("rank {} has not entered it", list(ranks));
     const std::string text = fmt::format("{} '{}': {} after {:.1f} s", op_, site_, who, plane_.timeout_s_);
@@ -101,11 +104,14 @@ class MpiControlPlane::Call {
 };
 
 MpiControlPlane::MpiControlPlane(FlightRecorder& recorder, double timeout_s)
-    : recorder_(recorder), timeout_s_(timeout_s) {
+    : recorder_(recorder),
+      own_session_(std::make_unique<MpiSession>()),
+      session_(*own_session_),
+      timeout_s_(timeout_s) {
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &world_size_), "MPI_Comm_size");
-  comm_ = duplicate_world();
-  ending_ = duplicate_world();
+  comm_ = duplicate(MPI_COMM_WORLD);
+  ending_ = duplicate(MPI_COMM_WORLD);
   MPI_Comm node = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
             "MPI_Comm_split_type");
@@ -120,9 +126,33 @@ MpiControlPlane::MpiControlPlane(FlightRecorder& recorder, double timeout_s)
   host_ = ::gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
 }
 
-// MPI_Finalize, which comes with session_, frees both communicators and waits for all ranks.
+MpiControlPlane::MpiControlPlane(MpiControlPlane& whole, std::string name, int first, int count)
+    : recorder_(whole.recorder_),
+      session_(whole.session_),
+      group_(std::move(name)),
+      timeout_s_(whole.timeout_s_),
+      rank_(whole.rank_ - first),
+      world_size_(count),
+      local_rank_(whole.local_rank_),
+      local_world_size_(whole.local_world_size_),
+      first_(first),
+      tag_limit_(whole.tag_limit_),
+      host_(whole.host_) {
+  HEARTH_REQUIRE(0 <= rank_ && rank_ < count, "part '{}': rank {} is not among ranks {} to {}", group_,
+                 whole.rank_, first, first + count - 1);
+  whole.barrier("split." + group_);  // MPI_Comm_split has no deadline, this has
+  check_mpi(MPI_Comm_split(whole.comm_, first, rank_, &comm_), "MPI_Comm_split");
+  check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  ending_ = duplicate(comm_);
+  std::vector<int> ranks(static_cast<size_t>(count));
+  std::iota(ranks.begin(), ranks.end(), first);
+  group_id_ = recorder_.add_group(std::move(ranks));
+}
+
+// MPI_Finalize, which comes with the session, frees all communicators and waits for all ranks.
 MpiControlPlane::~MpiControlPlane() {
-  recorder_.hold(recorder_.begin({.op = "finalize", .site = "mpi", .group = "world", .seq = calls_ + 1}));
+  if (own_session_)
+    recorder_.hold(recorder_.begin({.op = "finalize", .site = "mpi", .group = group_, .seq = calls_ + 1}));
 }
 
 int MpiControlPlane::next_tags() {

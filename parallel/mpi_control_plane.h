@@ -13,12 +13,16 @@ namespace hearth {
 
 class MpiControlPlane final : public ControlPlane {
  public:
-  // Initialises MPI. `recorder` must outlive this object.
+  // Of all ranks. Initialises MPI. `recorder` must outlive this object.
   MpiControlPlane(FlightRecorder& recorder, double timeout_s);
+  // Of a part of `whole`, its ranks [first, first + count), this one among them. Collective over `whole`,
+  // whose every rank names its part; `name` is for messages. Must not outlive `whole`.
+  MpiControlPlane(MpiControlPlane& whole, std::string name, int first, int count);
   ~MpiControlPlane() override;
 
   int rank() const override { return rank_; }
   int world_size() const override { return world_size_; }
+  int job_rank(int rank) const override { return first_ + rank; }
   int local_rank() const override { return local_rank_; }
   int local_world_size() const override { return local_world_size_; }
   const std::string& host() const override { return host_; }
@@ -30,6 +34,7 @@ class MpiControlPlane final : public ControlPlane {
   [[noreturn]] void abort(int exit_code) override;
 
   MpiSession& session() { return session_; }
+  MPI_Comm communicator() const { return comm_; }  // of these ranks, to split; not to send in
 
  private:
   class Call;  // one exchange: recorder entry and deadline
@@ -40,12 +45,16 @@ class MpiControlPlane final : public ControlPlane {
   int next_tags();  // first of two tags, the same on all ranks
 
   FlightRecorder& recorder_;
-  MpiSession session_;
+  std::unique_ptr<MpiSession> own_session_;  // of the whole job; null in a part
+  MpiSession& session_;
+  std::string group_ = "world";
+  int group_id_ = FlightRecorder::kAllRanks;
   double timeout_s_;
   MPI_Comm comm_ = MPI_COMM_NULL;  // of its own, so no message of a Comm can be mistaken for ours
   MPI_Comm ending_ =
       MPI_COMM_NULL;  // for meet_after_error only: never disturbed by an exchange that was given up
   int rank_ = 0, world_size_ = 1, local_rank_ = 0, local_world_size_ = 1;
+  int first_ = 0;  // rank 0 as the whole job counts
   int tag_limit_ = 32767;
   uint64_t calls_ = 0;
   std::string host_;

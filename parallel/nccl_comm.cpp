@@ -301,6 +301,7 @@ std::unique_ptr<Comm> make_nccl_comm(ControlPlane& control, FlightRecorder& reco
         });
   }
   const ncclUniqueId root = from_hex(ids[static_cast<size_t>(options.ranks[0])]);
+  for (int& rank : options.ranks) rank = control.job_rank(rank);  // as messages name them
   return std::make_unique<NcclComm>(recorder, std::move(options), place, root);
 }
 

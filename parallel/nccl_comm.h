@@ -22,7 +22,7 @@ namespace hearth {
 
 struct NcclOptions {
   std::string group;
-  std::vector<int> ranks;  // global, in group order
+  std::vector<int> ranks;  // of the control plane, in group order
   int device = 0;
   double timeout_s = 300;
   // As JobOptions::on_fatal; the process ends when it returns.

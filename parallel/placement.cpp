@@ -29,6 +29,10 @@ size_t changes(const Hosts& hosts) {
   return count;
 }
 
+std::string titled(const MeshPart& part, const std::string& text) {
+  return part.name.empty() ? text : part.name + " " + text;
+}
+
 bool spans(const Hosts& hosts) {
   return distinct(hosts) > 1;
 }
@@ -86,10 +90,32 @@ std::vector<std::string> placement_warnings(const Mesh& mesh, const std::vector<
   return warnings;
 }
 
-std::vector<std::string> placement_warnings(const Mesh& mesh, const std::vector<RankPlace>& places) {
-  std::vector<std::string> hosts;
-  for (const RankPlace& place : places) hosts.push_back(place.host);
-  return placement_warnings(mesh, hosts);
+std::string describe(const std::vector<MeshPart>& parts) {
+  std::string text;
+  for (const MeshPart& part : parts) text += (text.empty() ? "" : "; ") + titled(part, part.mesh.describe());
+  return text;
+}
+
+std::vector<std::string> describe_coordinates(const std::vector<MeshPart>& parts) {
+  std::vector<std::string> texts;
+  for (const MeshPart& part : parts)
+    for (int rank = 0; rank < part.mesh.world_size(); ++rank)
+      texts.push_back(titled(part, describe_coordinates(part.mesh, rank)));
+  return texts;
+}
+
+std::vector<std::string> placement_warnings(const std::vector<MeshPart>& parts,
+                                            const std::vector<RankPlace>& places) {
+  std::vector<std::string> warnings;
+  auto first = places.begin();
+  for (const MeshPart& part : parts) {
+    Hosts hosts;
+    for (; static_cast<int>(hosts.size()) < part.mesh.world_size() && first != places.end(); ++first)
+      hosts.push_back(first->host);
+    for (const std::string& warning : placement_warnings(part.mesh, hosts))
+      warnings.push_back(titled(part, warning));
+  }
+  return warnings;
 }
 
 }  // namespace hearth

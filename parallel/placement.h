@@ -22,7 +22,18 @@ std::string describe_coordinates(const Mesh& mesh, int rank);
 //   pp: a pipeline changes hosts more often than once per host that it enters.
 // `hosts`: by rank, as many as the mesh has ranks (Error{Usage}).
 std::vector<std::string> placement_warnings(const Mesh& mesh, const std::vector<std::string>& hosts);
-// The same for gathered places.
-std::vector<std::string> placement_warnings(const Mesh& mesh, const std::vector<RankPlace>& places);
+
+// A part of a job with a mesh of its own; the ranks of the parts follow one another. The ranks that train
+// come first and have no name.
+struct MeshPart {
+  std::string name;
+  Mesh mesh;
+};
+// "pp 1 x dp 2 x cp 1 x ep 1 x tp 2 = 4 ranks; teacher pp 2 x ... = 2 ranks"
+std::string describe(const std::vector<MeshPart>& parts);
+// By rank of the job.
+std::vector<std::string> describe_coordinates(const std::vector<MeshPart>& parts);
+std::vector<std::string> placement_warnings(const std::vector<MeshPart>& parts,
+                                            const std::vector<RankPlace>& places);
 
 }  // namespace hearth

@@ -40,9 +40,9 @@ InferenceModel::InferenceModel(PipelineExecutor& executor, std::vector<Transform
 InferenceModel::~InferenceModel() = default;
 
 at::Tensor InferenceModel::from_last_stage(at::Tensor values, std::string_view site) {
-  if (pipeline_ != nullptr)
-    pipeline_->broadcast(values.data_ptr(), values.numel(), dtype_of(values), executor_.head_rank(), site)
-        ->wait();
+  if (pipeline_ == nullptr) return values;
+  const DType dtype = values.scalar_type() == at::kInt ? DType::I32 : dtype_of(values);
+  pipeline_->broadcast(values.data_ptr(), values.numel(), dtype, executor_.head_rank(), site)->wait();
   return values;
 }
 

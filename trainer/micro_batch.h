@@ -1,6 +1,7 @@
 // Samples of the data pipeline as tensors on the model's device.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "data/sampler.h"
@@ -17,8 +18,9 @@ struct MicroBatch {
   // What some objectives add.
   at::Tensor documents_N;  // int64: which document of the micro-batch a row is of
   int64_t num_documents = 0;
-  at::Tensor frozen;          // what a frozen model says of the rows, on ranks with the head
-  kernels::KeptTeacher kept;  // what is kept of a teacher's opinion of the rows; undefined: nothing
+  at::Tensor frozen;  // what a frozen model says of the rows, on ranks with the head
+  // Waits for what is kept of a teacher's opinion of the rows; to be called once. Null: nothing is.
+  std::function<kernels::KeptTeacher()> kept;
 };
 
 enum class DocumentMask { Yes, No };  // attention stops at document borders, or runs over the whole sample

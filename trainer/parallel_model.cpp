@@ -160,11 +160,16 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                .base = base_.get(),
                                .init_from = others.init_from,
                                .teacher = others.teacher,
-                               .teacher_cache = others.teacher_cache});
+                               .teacher_cache = others.teacher_cache,
+                               .teacher_client = others.teacher_client});
   head_loss_ = [this](Transformer& head, const at::Tensor& hidden, const MicroBatch& batch) {
     return objective_->loss(head, hidden, batch);
   };
-  consults_ahead_ = objective_->consults() && (schedule.virtual_stages() > 1 || side_by_side_ != nullptr);
+  // Questions to another model travel over the same links and groups as the step itself: where that
+  // communicates within the step's own order, all are asked before it begins.
+  const bool consults_ahead =
+      objective_->consults() && (schedule.virtual_stages() > 1 || side_by_side_ != nullptr);
+  reads_ahead_ = std::min(micro_batches_, consults_ahead ? micro_batches_ : objective_->reads_ahead());
 }
 
 const TensorSource& ParallelModel::base_weights(const ModelBundle& init_from) const {
@@ -219,16 +224,17 @@ ParallelModel::LocalSums ParallelModel::counted(at::Tensor sums, int64_t valid_t
 ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor::NextMicroBatch& next,
                                                          const PipelineExecutor::Observer& observer) {
   optimizer_->begin_step(gradient_uses_, micro_batches_);
-  // Questions to another model travel over the same links and groups as the step itself: where that
-  // communicates within the step's own order, they are asked before it begins.
   std::deque<MicroBatch> ready;
-  const auto read = [&] {
-    ready.push_back(next());
-    if (objective_->consults()) objective_->consult(ready.back());
+  int64_t unread = micro_batches_;
+  const auto read_up_to = [&](int64_t count) {
+    for (; unread > 0 && static_cast<int64_t>(ready.size()) < count; --unread) {
+      ready.push_back(next());
+      if (objective_->consults()) objective_->consult(ready.back());
+    }
   };
-  for (int64_t micro = 0; consults_ahead_ && micro < micro_batches_; ++micro) read();
+  read_up_to(reads_ahead_);
   const PipelineExecutor::NextMicroBatch give = [&] {
-    if (ready.empty()) read();
+    read_up_to(reads_ahead_ + 1);
     MicroBatch batch = std::move(ready.front());
     ready.pop_front();
     return batch;

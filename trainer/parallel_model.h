@@ -31,6 +31,7 @@ struct OtherModels {
   const ModelBundle* init_from = nullptr;       // model.init_from
   const ModelBundle* teacher = nullptr;         // objective.teacher
   const TeacherCache* teacher_cache = nullptr;  // objective.teacher_cache; as long as the model lives
+  TeacherClient* teacher_client = nullptr;      // of objective.teacher_ranks; as long as the model lives
 };
 
 // What the experiment file asks of the pieces below. Pure.
@@ -113,7 +114,7 @@ class ParallelModel {
   std::unique_ptr<FrozenModel> base_;  // the model without its adapters
   std::unique_ptr<Objective> objective_;
   PipelineExecutor::HeadLoss head_loss_;
-  bool consults_ahead_ = false;         // of all micro-batches before the first action
+  int64_t reads_ahead_ = 0;             // micro-batches, of the one that is computed
   std::vector<int64_t> gradient_uses_;  // per parameter, in one micro-batch
 };
 

@@ -23,6 +23,7 @@
 #include "parallel/placement.h"
 #include "parallel/self_test.h"
 #include "trainer/device.h"
+#include "trainer/parallel_layout.h"
 
 namespace hearth {
 namespace {
@@ -78,22 +79,25 @@ Json folder_json(const FolderProbe& probe) {
 }
 
 // Where each rank stands along the axes of the mesh: the layout of --config, or of --set alone.
-Json ranks_json(const std::vector<RankPlace>& places, const Mesh& mesh) {
+Json ranks_json(const std::vector<RankPlace>& places, const std::vector<MeshPart>& parts) {
   Json ranks = Json::array();
+  const auto coordinates = describe_coordinates(parts);
   for (const auto& place : places)
     ranks.push_back({{"rank", place.rank},
                      {"host", place.host},
                      {"local_rank", place.local_rank},
                      {"cores", place.cores},
                      {"device", place.device ? Json(*place.device) : Json()},
-                     {"at", describe_coordinates(mesh, place.rank)}});
+                     {"at", coordinates[static_cast<size_t>(place.rank)]}});
   return ranks;
 }
 
-Mesh layout(const DoctorOptions& options, CommandContext& context) {
+std::vector<MeshPart> layout(const DoctorOptions& options, CommandContext& context) {
   const int ranks = context.job.control->world_size();
-  if (options.config.empty()) return Mesh::from_config(parse_parallel_overrides(options.overrides), ranks);
-  return require_layout(load_experiment(context.fs, options.config, options.overrides), ranks);
+  if (options.config.empty())
+    return {{"", Mesh::from_config(parse_parallel_overrides(options.overrides), ranks)}};
+  const LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
+  return mesh_parts(loaded.config.objective, require_layout(loaded, ranks));
 }
 
 // Collective. Sums 1 + 2 + ... + N over all ranks in host memory: the path that votes and CPU training take.
@@ -153,7 +157,7 @@ void print_text(const Json& report) {
 
 void run_doctor(const DoctorOptions& options, CommandContext& context) {
   ControlPlane& control = *context.job.control;
-  const Mesh mesh = layout(options, context);
+  const auto parts = layout(options, context);
   const CudaDevices devices = cuda_devices();
   const auto places =
       gather_places(control, device_of(control.local_rank(), static_cast<int>(devices.devices.size())));
@@ -166,9 +170,9 @@ void run_doctor(const DoctorOptions& options, CommandContext& context) {
   const Json report = {{"ok", ok},
                        {"launcher", context.job.launcher},
                        {"versions", versions_json()},
-                       {"layout", mesh.describe()},
-                       {"ranks", ranks_json(places, mesh)},
-                       {"placement_warnings", placement_warnings(mesh, places)},
+                       {"layout", describe(parts)},
+                       {"ranks", ranks_json(places, parts)},
+                       {"placement_warnings", placement_warnings(parts, places)},
                        {"devices", devices_json(devices)},
                        {"no_devices_because", devices.why_none},
                        {"folder", folder_json(probe)},

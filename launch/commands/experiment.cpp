@@ -29,8 +29,10 @@ std::unique_ptr<ModelBundle> open_init_from(const LoadedConfig& loaded, CommandC
 // A kernel is loaded at its first use, which may wait for all work on the device; a recv that was posted
 // ahead waits for a peer that may be waiting for that very kernel. The variable must be set before the first
 // call of CUDA.
-void load_kernels_before_the_first_step(const Mesh& mesh) {
-  if (mesh.size(MeshAxis::Pp) > 1) ::setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+void load_kernels_before_the_first_step(const std::vector<MeshPart>& parts) {
+  const bool posts_ahead = std::any_of(parts.begin(), parts.end(),
+                                       [](const MeshPart& part) { return part.mesh.size(MeshAxis::Pp) > 1; });
+  if (posts_ahead) ::setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
 }
 
 // Each rank's share of the cores it may use: all of them where the launcher bound it, its part where ranks
@@ -214,7 +216,12 @@ void share_device(CommandContext& context, at::Device device, Log& log) {
 }
 
 ComputePlace take_device(const std::string& choice, const Mesh& mesh, CommandContext& context) {
-  load_kernels_before_the_first_step(mesh);
+  return take_device(choice, std::vector<MeshPart>{{"", mesh}}, context);
+}
+
+ComputePlace take_device(const std::string& choice, const std::vector<MeshPart>& parts,
+                         CommandContext& context) {
+  load_kernels_before_the_first_step(parts);
   const ControlPlane& control = *context.job.control;
   const ComputePlace place{select_device(parse_device_choice(choice), control.local_rank()),
                            compute_threads(control, context.environment)};

@@ -13,7 +13,7 @@
 #include "data/teacher_cache.h"
 #include "launch/command.h"
 #include "launch/config_parser.h"
-#include "parallel/mesh.h"
+#include "parallel/placement.h"
 #include "trainer/interchange/model_source.h"
 
 namespace hearth {
@@ -70,6 +70,8 @@ struct ComputePlace {
   at::Device device = at::kCPU;
   int threads = 1;
 };
+ComputePlace take_device(const std::string& choice, const std::vector<MeshPart>& parts,
+                         CommandContext& context);
 ComputePlace take_device(const std::string& choice, const Mesh& mesh, CommandContext& context);
 void share_device(CommandContext& context, at::Device device, Log& log);
 

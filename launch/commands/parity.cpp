@@ -15,7 +15,9 @@
 #include "launch/command.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/experiment.h"
+#include "launch/commands/teacher_ranks.h"
 #include "launch/run_config.h"
+#include "trainer/parallel_layout.h"
 
 namespace hearth {
 namespace {
@@ -67,6 +69,9 @@ void require_comparable(const Side& a, const Side& b) {
       x.training.global_batch_size == y.training.global_batch_size &&
           x.data.seq_length == y.data.seq_length && a.data.digest == b.data.digest,
       "--a and --b have different batches or data: parity compares the same samples through the same model");
+  HEARTH_REQUIRE(x.objective.teacher_ranks == y.objective.teacher_ranks,
+                 "--a and --b set {} and {} ranks apart for the teacher: the same ranks compare both sides",
+                 x.objective.teacher_ranks, y.objective.teacher_ranks);
   HEARTH_REQUIRE(
       same_parameters(x.model, y.model) && x.model.num_attention_heads == y.model.num_attention_heads,
       "--a and --b have different shapes: parity compares the same parameters");
@@ -104,26 +109,12 @@ void print_text(const ParitySide& a, const ParitySide& b, const std::vector<Pari
   fmt::print("{}\n", first == nullptr ? "same" : "differs   first in " + line(*first));
 }
 
-void run_parity(const ParityOptions& options, CommandContext& context) {
-  ControlPlane& control = *context.job.control;
-  Log log({.rank = control.rank(), .world_size = control.world_size()});
-  Side a = open_side(options, options.a, context, log), b = open_side(options, options.b, context, log);
-  require_comparable(a, b);
-  control.set_timeout(
-      std::max(a.loaded.config.parallel.collective_timeout_s, b.loaded.config.parallel.collective_timeout_s));
-  const Mesh& deeper = a.mesh.size(MeshAxis::Pp) > b.mesh.size(MeshAxis::Pp) ? a.mesh : b.mesh;
-  const at::Device device = take_device(options.device, deeper, context).device;
-  share_device(context, device, log);
-  const auto samples = first_samples(a);
-  const auto run = [&](Side& side) {
-    return run_parity_side(context.job, side.loaded.config, side.mesh, device, samples,
-                           {.init_from = side.weights.get(),
-                            .teacher = side.teacher.get(),
-                            .teacher_cache = side.teacher_cache.get()});
-  };
-  const ParitySide first_side = run(a), second_side = run(b);
+// On the ranks that ran both sides, which are all of `context`.
+void compare(const ParityOptions& options, const Side& a, const Side& b, const ParitySide& first_side,
+             const ParitySide& second_side, at::Device device, CommandContext& context) {
+  const bool is_root = context.job.control->rank() == 0;
   if (!options.save.empty()) {
-    if (control.rank() == 0) context.fs.create_directories(options.save);
+    if (is_root) context.fs.create_directories(options.save);
     const auto save = [&](const char* name, const ParitySide& side, const Side& of) {
       save_gradients(context.job, context.fs, options.save + "/" + name, side, of.loaded.config, device);
     };
@@ -141,7 +132,7 @@ void run_parity(const ParityOptions& options, CommandContext& context) {
     if (!(d.difference <= worst->difference) && !std::isnan(worst->difference)) worst = &d;
   }
   if (first != nullptr) context.exit_code = exit_code(ErrorKind::Numeric);
-  if (control.rank() != 0) return;
+  if (!is_root) return;
   if (!options.json)
     return print_text(first_side, second_side, differences, first, *worst, tolerance, options.all);
   nlohmann::ordered_json json{
@@ -149,6 +140,36 @@ void run_parity(const ParityOptions& options, CommandContext& context) {
   if (first != nullptr) json["first"] = to_json(*first);
   for (const ParityDifference& d : differences) json["differences"].push_back(to_json(d));
   std::cout << json.dump() << "\n";
+}
+
+void run_parity(const ParityOptions& options, CommandContext& context) {
+  ControlPlane& control = *context.job.control;
+  Log log({.rank = control.rank(), .world_size = control.world_size()});
+  Side a = open_side(options, options.a, context, log), b = open_side(options, options.b, context, log);
+  require_comparable(a, b);
+  control.set_timeout(
+      std::max(a.loaded.config.parallel.collective_timeout_s, b.loaded.config.parallel.collective_timeout_s));
+  const Mesh& deeper = a.mesh.size(MeshAxis::Pp) > b.mesh.size(MeshAxis::Pp) ? a.mesh : b.mesh;
+  const at::Device device =
+      take_device(options.device, mesh_parts(a.loaded.config.objective, deeper), context).device;
+  share_device(context, device, log);
+  const auto samples = first_samples(a);
+  JobPart part(context, a.loaded.config.objective.teacher_ranks);
+  const auto run = [&](Side& side) {
+    ParitySide result;
+    with_teacher(part, side.loaded.config, side.mesh, side.teacher.get(), device, log,
+                 [&](TeacherClient* teacher_client) {
+                   result =
+                       run_parity_side(part.context().job, side.loaded.config, side.mesh, device, samples,
+                                       {.init_from = side.weights.get(),
+                                        .teacher = side.teacher.get(),
+                                        .teacher_cache = side.teacher_cache.get(),
+                                        .teacher_client = teacher_client});
+                 });
+    return result;
+  };
+  const ParitySide first_side = run(a), second_side = run(b);
+  if (!part.serves()) compare(options, a, b, first_side, second_side, device, part.context());
 }
 
 }  // namespace

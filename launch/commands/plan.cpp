@@ -94,12 +94,18 @@ Json memory_json(const MemoryEstimate& m) {
           {"kept", m.kept},       {"working", m.working},     {"total", m.total()}};
 }
 
-Json plan_json(const ExperimentConfig& config, const Plan& plan) {
+Json mesh_json(const Mesh& mesh) {
   Json layout = Json::object();
   for (const MeshAxis axis : {MeshAxis::Pp, MeshAxis::Dp, MeshAxis::Cp, MeshAxis::Ep, MeshAxis::Tp})
-    layout[std::string(name(axis))] = plan.mesh.size(axis);
-  layout["ranks"] = plan.mesh.world_size();
+    layout[std::string(name(axis))] = mesh.size(axis);
+  layout["ranks"] = mesh.world_size();
+  return layout;
+}
+
+Json plan_json(const ExperimentConfig& config, const Plan& plan) {
+  Json layout = mesh_json(plan.mesh);
   layout["zero_stage"] = config.parallel.zero_stage;
+  if (config.objective.teacher_ranks > 0) layout["teacher"] = mesh_json(teacher_mesh(config.objective));
   Json stages = Json::array();
   for (size_t stage = 0; stage < plan.stages.size(); ++stage) {
     const StagePlan& s = plan.stages[stage];
@@ -163,7 +169,8 @@ void print_sent(const Plan& plan) {
 
 void print_plan(const ExperimentConfig& config, const Plan& plan) {
   const PipelineSchedule& schedule = plan.schedule;
-  fmt::print("layout        {}, zero_stage {}\n", plan.mesh.describe(), config.parallel.zero_stage);
+  fmt::print("layout        {}, zero_stage {}\n", describe(mesh_parts(config.objective, plan.mesh)),
+             config.parallel.zero_stage);
   fmt::print("batch         {} samples of {} tokens = {} data-parallel ranks x {} micro-batches x {}\n",
              config.training.global_batch_size, config.data.seq_length, plan.mesh.size(MeshAxis::Dp),
              schedule.micros, config.training.micro_batch_size);

@@ -13,6 +13,7 @@
 #include "launch/command.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/experiment.h"
+#include "launch/commands/teacher_ranks.h"
 #include "launch/config_parser.h"
 #include "launch/error_report.h"
 #include "launch/run_config.h"
@@ -55,7 +56,8 @@ void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Experimen
   fmt::print("parameters    {}\n", parameter_count(c.model));
   if (const LoraShape lora = c.objective.lora(); lora.rank > 0)
     fmt::print("trained       {} in adapters of rank {}\n", lora_parameter_count(c.model, lora), lora.rank);
-  fmt::print("layout        {}, zero_stage {}\n", mesh.describe(), c.parallel.zero_stage);
+  fmt::print("layout        {}, zero_stage {}\n", describe(mesh_parts(c.objective, mesh)),
+             c.parallel.zero_stage);
   fmt::print("batch         {} samples of {} tokens = {} ranks x {} micro-batches x {}\n",
              c.training.global_batch_size, c.data.seq_length, dp,
              c.training.global_batch_size / (dp * c.training.micro_batch_size), c.training.micro_batch_size);
@@ -69,13 +71,15 @@ void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const Experimen
       gib(memory.activations()), gib(memory.kept), gib(memory.working));
 }
 
-void log_places(CommandContext& context, const Mesh& mesh, at::Device device, int threads, Log& log) {
-  const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
+void log_places(CommandContext& context, const std::vector<MeshPart>& parts, const ComputePlace& mine,
+                Log& log) {
+  const auto ordinal = mine.device.is_cuda() ? std::optional<int>(mine.device.index()) : std::nullopt;
   const auto places = gather_places(*context.job.control, ordinal);
+  const auto coordinates = describe_coordinates(parts);
   for (const RankPlace& place : places)
-    log.info("event=rank_place {} threads={} at=\"{}\"", describe(place), threads,
-             describe_coordinates(mesh, place.rank));
-  for (const std::string& warning : placement_warnings(mesh, places))
+    log.info("event=rank_place {} threads={} at=\"{}\"", describe(place), mine.threads,
+             coordinates[static_cast<size_t>(place.rank)]);
+  for (const std::string& warning : placement_warnings(parts, places))
     log.warning("event=placement: {}", warning);
 }
 
@@ -100,10 +104,8 @@ void require_agreement_on_run(CommandContext& context, const LoadedConfig& loade
 
 // A page that names the missing rank, on stderr and in the run folder. Nothing here may die with run_train: a
 // job can hang while it ends.
-void explain_hangs(CommandContext& context, const std::string& save, const Mesh& mesh) {
-  HangOptions options{.folder = save + "/.hang", .places = {}, .print = {}, .told_to_end = {}};
-  for (int rank = 0; rank < mesh.world_size(); ++rank)
-    options.places.push_back(describe_coordinates(mesh, rank));
+void explain_hangs(CommandContext& context, const std::string& save, std::vector<std::string> places) {
+  HangOptions options{.folder = save + "/.hang", .places = std::move(places), .print = {}, .told_to_end = {}};
   if (context.job.control->rank() == 0)
     context.fs.remove_all(save + "/log/hang_report.txt");  // of an earlier attempt
   options.print = [&fs = context.fs, file = save + "/log/hang_report.txt"](std::string_view page) {
@@ -178,31 +180,50 @@ nlohmann::json build_json() {
           {"cuda", build.cuda}};
 }
 
-void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, ExperimentData data,
-                  std::unique_ptr<ModelBundle> init_from, CommandContext& context, Log& log) {
+// What the whole job has before its ranks begin to train.
+struct StartedRun {
+  at::Device device = at::kCPU;
+  std::unique_ptr<RunLock> lock;  // on rank 0
+  int64_t attempt = 0;
+};
+
+StartedRun start_run(const TrainOptions& options, const LoadedConfig& loaded, const Mesh& mesh,
+                     const ExperimentData& data, CommandContext& context, Log& log) {
   ControlPlane& control = *context.job.control;
   const std::string& save = loaded.config.checkpoint.save;
-  const auto [device, threads] = take_device(options.device, mesh, context);
-  if (device.is_cpu()) count_cpu_memory();
-  std::unique_ptr<RunLock> lock;
+  const auto parts = mesh_parts(loaded.config.objective, mesh);
+  StartedRun run;
+  const ComputePlace place = take_device(options.device, parts, context);
+  run.device = place.device;
+  if (run.device.is_cpu()) count_cpu_memory();
   if (control.rank() == 0) {
     context.fs.create_directories(save + "/log");
     context.fs.create_directories(save + "/checkpoints");
-    lock = RunLock::acquire(context.fs, log, save, this_process(context.environment.slurm_job_id),
-                            options.take_over ? TakeOver::Force : TakeOver::DeadOnly);
+    run.lock = RunLock::acquire(context.fs, log, save, this_process(context.environment.slurm_job_id),
+                                options.take_over ? TakeOver::Force : TakeOver::DeadOnly);
   }
-  const int64_t attempt = control.all_reduce_max(lock ? lock->attempt() : 0, "start.attempt");
+  run.attempt = control.all_reduce_max(run.lock ? run.lock->attempt() : 0, "start.attempt");
   log.open_file(fmt::format("{}/log/rank_{:04d}.log", save, control.rank()));
-  log_places(context, mesh, device, threads, log);
+  log_places(context, parts, place, log);
   require_agreement_on_run(context, loaded, data);
-  explain_hangs(context, save, mesh);
-  share_device(context, device, log);
+  explain_hangs(context, save, describe_coordinates(parts));
+  share_device(context, run.device, log);
+  return run;
+}
+
+// On the ranks that train, which are all of `context`.
+void train(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, ExperimentData data,
+           std::unique_ptr<ModelBundle> init_from, const ModelBundle* teacher, TeacherClient* teacher_client,
+           const StartedRun& run, CommandContext& context, Log& log) {
+  ControlPlane& control = *context.job.control;
+  const std::string& save = loaded.config.checkpoint.save;
+  const at::Device device = run.device;
   ParallelGroups groups = make_parallel_groups(context.job, loaded.config, mesh, device);
   log.info(
       "event=start build=\"{}\" launcher=\"{}\" backend={} device=\"{}\" layout=\"{}\" parameters={} "
       "data=\"{}\"",
-      build_id(), context.job.launcher, groups.everyone().backend(), device_name(device), mesh.describe(),
-      parameter_count(loaded.config.model), data.text);
+      build_id(), context.job.launcher, groups.everyone().backend(), device_name(device),
+      describe(mesh_parts(loaded.config.objective, mesh)), parameter_count(loaded.config.model), data.text);
 
   const auto checkpoint = checkpoint_to_resume(options, loaded.config.checkpoint, context, log);
   if (checkpoint) check_resume(*checkpoint, options, loaded, data, mesh.describe(), log);
@@ -210,23 +231,22 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   const bool needs_base = objective.lora_rank > 0 || objective.kind == "dpo";  // at a resume, too
   const auto weights =
       checkpoint && !needs_base ? nullptr : initial_weights(loaded, data, std::move(init_from), context, log);
-  const auto teacher = open_teacher(loaded, data, context, log);
   const auto teacher_cache = open_teacher_cache(loaded, data, context);
   if (control.rank() == 0) {
-    if (options.resume == "never") set_checkpoints_aside(context.fs, save, attempt, log);
+    if (options.resume == "never") set_checkpoints_aside(context.fs, save, run.attempt, log);
     // Going on from a named checkpoint: newer ones belong to another history and would be found first next
     // time.
     if (checkpoint && options.resume != "auto")
-      retire_newer_checkpoints(context.fs, log, save, checkpoint->step(), attempt);
+      retire_newer_checkpoints(context.fs, log, save, checkpoint->step(), run.attempt);
     context.fs.write_atomically(save + "/config.yaml", resolved_yaml(loaded));
   }
   FaultInjector faults(parse_fault_plan(context.environment.fault_plan), control.rank());
   CheckpointSaverOptions saver;
   saver.folder = save + "/checkpoints";
   saver.keep_latest_k = loaded.config.checkpoint.keep_latest_k;
-  saver.attempt = attempt;
+  saver.attempt = run.attempt;
   saver.at_point = [&faults](std::string_view point) { faults.hit(point); };
-  if (lock) saver.check_lock = [&lock] { lock->check(); };
+  if (run.lock) saver.check_lock = [&run] { run.lock->check(); };
   const std::shared_ptr<const Tokenizer> tokenizer =
       Tokenizer::load(context.fs, data.train.front().dataset->tokenizer_directory());
   const std::string data_text = data.text;
@@ -242,28 +262,29 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
                                     .mesh = mesh,
                                     .rank = control.rank(),
                                     .folder = save + "/trace"});
-  Trainer trainer(
-      {.config = loaded.config,
-       .fs = context.fs,
-       .control = control,
-       .groups = groups,
-       .log = log,
-       .device = device,
-       .train_datasets = std::move(data.train),
-       .validation_datasets = std::move(data.validation),
-       .old_validation_datasets = std::move(data.old_validation),
-       .tokenizer = tokenizer,
-       .saver = saver,
-       .mesh = mesh.describe(),
-       .config_hash = experiment_hash(loaded.config),
-       .config_json = nlohmann::json::parse(resolved_json(loaded)),
-       .build_json = build_json(),
-       .data_text = data_text,
-       .stop_requested = [] { return stop_signal().has_value(); },
-       .faults = faults,
-       .tracer = tracer ? &*tracer : nullptr,
-       .others = {
-           .init_from = weights.get(), .teacher = teacher.get(), .teacher_cache = teacher_cache.get()}});
+  Trainer trainer({.config = loaded.config,
+                   .fs = context.fs,
+                   .control = control,
+                   .groups = groups,
+                   .log = log,
+                   .device = device,
+                   .train_datasets = std::move(data.train),
+                   .validation_datasets = std::move(data.validation),
+                   .old_validation_datasets = std::move(data.old_validation),
+                   .tokenizer = tokenizer,
+                   .saver = saver,
+                   .mesh = mesh.describe(),
+                   .config_hash = experiment_hash(loaded.config),
+                   .config_json = nlohmann::json::parse(resolved_json(loaded)),
+                   .build_json = build_json(),
+                   .data_text = data_text,
+                   .stop_requested = [] { return stop_signal().has_value(); },
+                   .faults = faults,
+                   .tracer = tracer ? &*tracer : nullptr,
+                   .others = {.init_from = weights.get(),
+                              .teacher = teacher,
+                              .teacher_cache = teacher_cache.get(),
+                              .teacher_client = teacher_client}});
   if (checkpoint) {
     trainer.resume(*checkpoint);
   } else {
@@ -272,6 +293,17 @@ void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh&
   if (trainer.run() == TrainOutcome::Preempted) context.exit_code = exit_code(ErrorKind::Preempted);
   log.info("event=train_end step={} peak_memory_bytes={} run={}", trainer.state().step,
            trainer.peak_memory_bytes(), save);
+}
+
+void run_training(const TrainOptions& options, LoadedConfig& loaded, const Mesh& mesh, ExperimentData data,
+                  std::unique_ptr<ModelBundle> init_from, CommandContext& context, Log& log) {
+  const StartedRun run = start_run(options, loaded, mesh, data, context, log);
+  const auto teacher = open_teacher(loaded, data, context, log);
+  JobPart part(context, loaded.config.objective.teacher_ranks);
+  with_teacher(part, loaded.config, mesh, teacher.get(), run.device, log, [&](TeacherClient* client) {
+    train(options, loaded, mesh, std::move(data), std::move(init_from), teacher.get(), client, run,
+          part.context(), log);
+  });
 }
 
 void run_train(const TrainOptions& options, CommandContext& context) {

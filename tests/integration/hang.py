@@ -21,6 +21,9 @@ LAYOUTS = {
     "pp2": (2, ["parallel.pipeline_model_parallel_size=2"]),
     "dp2": (2, []),
     "dp2, saving": (2, ["checkpoint.save_interval=3"]),
+    # Two students, ranks 0 and 1, who share a teacher on ranks 2 and 3.
+    "teacher": (4, ["objective.kind=distill", "objective.teacher=runs/taught", "objective.teacher_ranks=2", "objective.teacher_top_k=8",
+                    "objective.teacher_parallel.pipeline_model_parallel_size=2"]),
 }
 GONE = [r"rank {v} does not answer ====", r"rank {v} \(host .*\) does not answer: its process {how}; its last finished call is {c}"]
 MISSING = [r"rank {v} is missing ====", r"rank {v} \(host .*\) is alive, but in no call; its last finished call is {c}",
@@ -38,6 +41,10 @@ CASES = {
     "pp skip": ("pp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),
     "dp skip": ("dp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),
     "save": ("dp2, saving", 1, None, "sleep@rank=1,step={s},point=ckpt.begin,ms=600000", 7, MISSING, "", True),
+    "teacher kill": ("teacher", 3, signal.SIGKILL, "", 137, GONE, "has ended", False),
+    "teacher stop": ("teacher", 2, signal.SIGSTOP, "", 7, GONE, "is stopped .*", True),
+    "student kill": ("teacher", 1, signal.SIGKILL, "", 137, GONE, "has ended", False),
+    "student sleep": ("teacher", 1, None, "sleep@rank=1,step={s},point=data.next,ms=600000", 7, MISSING, "", True),
     "exit": ("dp2", 1, None, "exit@rank=1,step={s},point=data.next,code=3", 3, GONE, "has ended", False),
 }
 
@@ -107,8 +114,14 @@ def main():
     report = Report()
     with Workspace() as workspace:
         workspace.write_config(training__train_iters=100000)
+        workspace.train("taught", sets=["training.train_iters=1"])
         for name in sys.argv[1:] or CASES:
             run_case(workspace, name, report)
+        # A teacher waits for its students without a deadline: while they save, or read from a slow disk.
+        ranks, sets = LAYOUTS["teacher"]
+        done = workspace.train("patient", ranks, check=False, env={"HEARTH_FAULT": f"sleep@step=2,point=step.end,ms={1000 * DEADLINE + 2000}"},
+                               sets=[*sets, "training.train_iters=3", f"parallel.collective_timeout_s={DEADLINE}"])
+        report.check("students that pause longer than the deadline are no hang", done.returncode == 0, f"code {done.returncode}")
         # A run that ends well leaves nothing behind.
         workspace.train("good", 2, sets=["training.train_iters=5"])
         left = [n for n in (".hang", "log/hang_report.txt") if os.path.exists(workspace.path("runs", "good", n))]

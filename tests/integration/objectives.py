@@ -70,17 +70,16 @@ def divergence(kind, student, teacher, temperature, beta):
 
 
 class Case:
-    """One objective: its configuration, and its loss in PyTorch."""
-    config = {}
-    layouts = LAYOUTS
+    """One objective: its configuration, the layouts to try in pairs, and its loss in PyTorch."""
+    config, layouts, layers = {}, LAYOUTS, 2
 
     def __init__(self, workspace, tool):
         self.workspace, self.tool = workspace, tool
 
     def prepare(self):
         """Saves the weights that hearth starts from; returns the model to train and what else the loss needs."""
-        self.model = make_model(self.workspace.path("start"), 3)
-        return {"model__init_from": "start"}
+        self.model = make_model(self.workspace.path("start"), 3, layers=self.layers)
+        return {"model__init_from": "start", "model__num_hidden_layers": self.layers}
 
     def parameters(self):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -199,7 +198,7 @@ class LoraQv(Lora):
 
 class Distill(Case):
     kind, temperature, alpha, beta, vocab = "forward_kl", 1.0, 0.5, 0.5, VOCAB_SIZE + 96
-    teacher_sizes = {"hidden": 96, "tied": False}
+    teacher_layers, teacher_sizes = 3, {"hidden": 96, "tied": False}
     layouts = Lora.layouts
 
     def prepare(self):
@@ -207,10 +206,14 @@ class Distill(Case):
                        "objective__kd_divergence": self.kind, "objective__logit_kl_temperature": self.temperature,
                        "objective__jsd_beta": self.beta}
         # Other depth, width and padding of the vocabulary.
-        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=3, **self.teacher_sizes).eval()
+        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=self.teacher_layers,
+                                  **self.teacher_sizes).eval()
         copy_tokenizer(self.workspace, self.workspace.path("teacher"))
         self.tokens = tokenizers.Tokenizer.from_file(self.workspace.path("tokenizer/tokenizer.json")).get_vocab_size()
         return super().prepare()
+
+    def divergence(self, student, teacher):
+        return divergence(self.kind, student, teacher, self.temperature, self.beta)
 
     def loss(self, samples):
         ids, targets, keep, mask = batch_tensors(samples)
@@ -219,8 +222,44 @@ class Distill(Case):
             teacher = self.teacher(input_ids=ids, attention_mask=mask).logits[keep]
         shared = min(student.shape[-1], teacher.shape[-1], self.tokens)  # padding of either vocabulary has no opinion
         ce = cross_entropy(student, targets[keep])
-        kd = divergence(self.kind, student[:, :shared], teacher[:, :shared], self.temperature, self.beta).mean()
+        kd = self.divergence(student[:, :shared], teacher[:, :shared]).mean()
         return (1 - self.alpha) * ce + self.alpha * self.temperature**2 * kd, {"ce loss": ce, "kd loss": kd}
+
+
+# Students and, on the last ranks, teachers: alone, shared by two and by four, one for each, in every way of splitting
+# either; another micro-batch.
+TP, PP = "tensor_model_parallel_size=2", "pipeline_model_parallel_size=2"
+TEACHER_LAYOUTS = {
+    2: [["objective.teacher_ranks=1"], ["objective.teacher_ranks=1", "training.micro_batch_size=1"]],
+    3: [["objective.teacher_ranks=1"], ["objective.teacher_ranks=1", "context_parallel_size=2"]],
+    4: [["objective.teacher_ranks=2", f"objective.teacher_parallel.{TP}", TP],
+        ["objective.teacher_ranks=2", f"objective.teacher_parallel.{PP}", PP],
+        ["objective.teacher_ranks=2", "zero_stage=3"],
+        ["objective.teacher_ranks=2", f"objective.teacher_parallel.{TP}", PP, "pipeline_schedule=zbv"]],
+    6: [["objective.teacher_ranks=2"], ["objective.teacher_ranks=2", f"objective.teacher_parallel.{PP}", "context_parallel_size=2", TP]],
+}
+
+
+class DistillRanks(Distill):
+    """The teacher on ranks of its own sends all that it thinks."""
+    temperature, alpha, layouts, layers, top_k = 2.0, 0.6, TEACHER_LAYOUTS, 4, VOCAB_SIZE
+
+    def prepare(self):
+        changes = super().prepare()
+        self.config["objective__teacher_top_k"] = self.top_k
+        return changes
+
+
+class DistillTopK(DistillRanks):
+    """The seven most likely tokens, and all others as one further outcome (Peng et al. 2024)."""
+    temperature, top_k = 1.5, 7
+
+    def divergence(self, student, teacher):
+        s, t = log_softmax(student / self.temperature, -1), log_softmax(teacher / self.temperature, -1)
+        kept, ids = t.topk(self.top_k, -1)
+        with_rest = lambda kept: torch.cat([kept, torch.log1p(-kept.exp().sum(-1, keepdim=True))], -1)  # noqa: E731
+        s, t = with_rest(s.gather(-1, ids)), with_rest(kept)
+        return (t.exp() * (t - s)).sum(-1)
 
 
 class DistillReverse(Distill):
@@ -261,6 +300,18 @@ class DistillStates(Distill):
             term = ((x - t) ** 2).mean(-1) if kind == "mse" else 1 - torch.nn.functional.cosine_similarity(x, t, dim=-1)
             terms = terms + weight * term.mean()
         return loss + terms, {**metrics, "intermediate loss": terms}
+
+
+class DistillStatesRebuilt(DistillStates):
+    """Layers that pass a second time in backward, and forward and backward of two micro-batches side by side."""
+    layers, teacher_layers, pairs = 4, 5, [(1, 5, 0.7, "mse"), (4, 1, 0.4, "cosine"), (3, 2, 0.3, "mse")]
+    rebuilt = {"recompute__granularity": "full", "recompute__num_layers": 1}
+    layouts = {2: [[PP], [PP, "pipeline_schedule=dualpipev"]]}
+
+    def prepare(self):
+        changes = super().prepare()
+        self.config.update(self.rebuilt)
+        return changes
 
 
 # A template in the manner of those that models carry, with the answers marked.
@@ -384,8 +435,9 @@ class DpoHinge(DpoLora):
 
 
 CASES = {"pretrain": Case, "lora": Lora, "qlora": Qlora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill,
-         "distill_reverse": DistillReverse, "distill_jsd": DistillJsd, "distill_states": DistillStates, "distill_cache": DistillCache,
-         "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
+         "distill_reverse": DistillReverse, "distill_jsd": DistillJsd, "distill_states": DistillStates, "distill_states_rebuilt": DistillStatesRebuilt,
+         "distill_cache": DistillCache,
+         "distill_ranks": DistillRanks, "distill_top_k": DistillTopK, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
 
@@ -415,7 +467,8 @@ def run_case(report, name, case, workspace):
     metrics = {metric: float(value.detach()) for metric, value in metrics.items()}
     for ranks, sides in case.layouts.items():
         for a, b in zip(sides[::2], sides[1::2]):
-            words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, f"parallel.{key}")]
+            in_section = lambda key: key if "." in key.split("=")[0] else f"parallel.{key}"  # noqa: E731
+            words = [word for flag, keys in (("--a", a), ("--b", b)) for key in keys for word in (flag, in_section(key))]
             hearth(["parity", "config.yaml", "--device", device(), "--save", "saved", "--tolerance", TOLERANCE, *words],
                    workspace.folder, ranks=ranks, timeout=240)
             for side, keys in (("a", a), ("b", b)):

@@ -205,6 +205,9 @@ BOOST_AUTO_TEST_CASE(sections_check_ranges) {
       {"checkpoint.keep_latest_k=-1", "checkpoint.keep_latest_k"},
       {"checkpoint.load=runs/mine", "checkpoint.load"},
       {"objective.kind=dpo", "objective.kind"},
+      {"objective.teacher_ranks=1", "objective.teacher_ranks"},
+      {"objective.teacher_top_k=64", "objective.teacher_top_k"},
+      {"objective.teacher_parallel={pipeline_model_parallel_size: 2}", "objective.teacher_parallel"},
       {"data.seq_length=0", "data.seq_length"},
       {"data.seq_length=4096", "data.seq_length"},
       {"data.train=[]", "data.train"},
@@ -332,6 +335,41 @@ BOOST_AUTO_TEST_CASE(layouts_that_the_model_and_batch_can_take) {
       {1, {"parallel.pipeline_schedule=zbv"}},
   };
   for (const auto& [world, overrides] : good) BOOST_TEST(layout_error(world, overrides) == "");
+}
+
+BOOST_AUTO_TEST_CASE(a_teacher_takes_the_last_ranks) {
+  const auto with_teacher = [](int ranks, const std::string& parallel, std::vector<std::string> more = {}) {
+    std::vector<std::string> overrides{
+        "objective.kind=distill", "objective.teacher=t", fmt::format("objective.teacher_ranks={}", ranks),
+        "objective.teacher_top_k=64", "objective.teacher_parallel=" + parallel};
+    overrides.insert(overrides.end(), more.begin(), more.end());
+    return overrides;
+  };
+  const std::string tp2_pp2 = "{tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}";
+  BOOST_TEST(layout_error(8, with_teacher(4, tp2_pp2)) == "");
+  const LoadedConfig loaded = parse(kGood, with_teacher(4, tp2_pp2));
+  BOOST_TEST(require_layout(loaded, 6).world_size() == 2);
+  const auto says = [](const std::string& message, const std::string& part) {
+    BOOST_TEST(message.find(part) != std::string::npos, "'" << message << "' should say '" << part << "'");
+  };
+  says(layout_error(4, with_teacher(4, tp2_pp2)), "none is left to train");
+  says(layout_error(8, with_teacher(3, tp2_pp2)),
+       "must be a multiple of objective.teacher_parallel.tensor_model_parallel_size 2 x "
+       "pipeline_model_parallel_size 2 = 4, got 3");
+  says(layout_error(6, with_teacher(4, "{}")), "are 4 teachers for a data-parallel size of 2");
+  says(
+      layout_error(7, with_teacher(4, tp2_pp2, {"parallel.tensor_model_parallel_size=2"})),
+      "of 7 ranks objective.teacher_ranks = 4 serve the teacher; for the others: the world size 3 is not a "
+      "multiple of pipeline_model_parallel_size 1 x context_parallel_size 1 x expert_model_parallel_size 1 x "
+      "tensor_model_parallel_size 2");
+  says(error_of(kGood, with_teacher(4, "{tensor_model_parallel_size: 0}")),
+       "objective.teacher_parallel.tensor_model_parallel_size: must be in [1, 65536], got 0");
+  const auto error_with = [&](const std::string& more) {
+    return error_of(kGood, with_teacher(4, tp2_pp2, {more}));
+  };
+  says(error_with("objective.kd_divergence=jsd"),
+       "objective.kd_divergence: must be forward_kl with teacher_ranks");
+  says(error_with("objective.teacher_top_k=0"), "objective.teacher_top_k: must be >= 1 with teacher_ranks");
 }
 
 BOOST_AUTO_TEST_CASE(layouts_that_they_cannot_take) {

@@ -123,6 +123,49 @@ BOOST_AUTO_TEST_CASE(ranks_that_share_a_device_get_host_ids_of_their_own) {
     for (size_t b = 0; b < a; ++b) BOOST_TEST(all[a] != all[b]);
 }
 
+// Two parts of one job, each with votes and groups of its own, beside those of the whole.
+BOOST_AUTO_TEST_CASE(a_job_in_parts) {
+  if (plane().world_size() < 2) return;
+  const int border = plane().world_size() - 1, rank = plane().rank();  // the last rank alone
+  const int first = rank < border ? 0 : border, count = rank < border ? border : 1;
+  Job part = split_job(test::job(), "part", first, count);
+  BOOST_TEST(part.control->rank() == rank - first);
+  BOOST_TEST(part.control->world_size() == count);
+  BOOST_TEST(part.control->job_rank(part.control->rank()) == rank);
+  BOOST_TEST(part.control->local_rank() == plane().local_rank());
+  BOOST_TEST(part.control->local_world_size() == plane().local_world_size());
+  // As many exchanges of the parts as they like: their numbers are their own.
+  for (int i = 0; i <= first; ++i) {
+    const auto texts = part.control->all_gather(std::to_string(rank), "test.part");
+    BOOST_TEST_REQUIRE(static_cast<int>(texts.size()) == count);
+    for (int r = 0; r < count; ++r) BOOST_TEST(texts[static_cast<size_t>(r)] == std::to_string(first + r));
+  }
+  std::vector<std::string> reasons;
+  BOOST_TEST(!part.control->vote(false, "no", "test.part_vote", &reasons));
+  BOOST_TEST(reasons.front() == fmt::format("rank {}: no", first));
+  std::vector<int> ranks(static_cast<size_t>(count));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  const auto comm = make_comm(part, {.group = "part", .ranks = ranks, .cuda_device = {}, .timeout_s = {}});
+  float sum = static_cast<float>(rank);
+  comm->all_reduce(&sum, 1, DType::F32, ReduceOp::Sum, "test.part_sum")->wait();
+  BOOST_TEST(sum == static_cast<float>(rank < border ? border * (border - 1) / 2 : border));
+  BOOST_TEST(plane().all_reduce_max(rank, "test.whole") == border);
+}
+
+// As the whole job numbers it; the other part has nothing to complain about.
+BOOST_AUTO_TEST_CASE(the_odd_rank_of_a_part_is_named) {
+  if (plane().world_size() < 4) return;
+  const int rank = plane().rank();
+  Job part = split_job(test::job(), "part", rank < 2 ? 0 : 2, 2);
+  const auto agree = [&] {
+    part.control->require_same("word", rank == 3 ? "odd" : "even", "test.part_same");
+  };
+  if (rank < 2) return agree();
+  BOOST_CHECK_EXCEPTION(agree(), Error, [](const Error& e) {
+    return e.message().find("rank 3 has 'odd'; the others have 'even'") != std::string::npos;
+  });
+}
+
 BOOST_AUTO_TEST_CASE(one_checked_collective) {
   const auto check = check_collective(test::job(), std::nullopt, 100000);
   BOOST_TEST(check.ranks == plane().world_size());

@@ -40,6 +40,21 @@ BOOST_AUTO_TEST_CASE(coordinates_of_axes_that_exist) {
   BOOST_TEST(describe_coordinates(mesh(1, 1, 1, 1), 0) == "alone");
 }
 
+BOOST_AUTO_TEST_CASE(a_job_in_parts) {
+  const std::vector<MeshPart> parts{{"", mesh(1, 2, 1, 1)}, {"teacher", mesh(1, 1, 1, 2)}};
+  BOOST_TEST(
+      describe(parts) ==
+      "pp 1 x dp 2 x cp 1 x ep 1 x tp 1 = 2 ranks; teacher pp 1 x dp 1 x cp 1 x ep 1 x tp 2 = 2 ranks");
+  const std::vector<std::string> want{"dp 0", "dp 1", "teacher tp 0", "teacher tp 1"};
+  BOOST_TEST(describe_coordinates(parts) == want, boost::test_tools::per_element());
+  std::vector<RankPlace> places(4);
+  for (int r = 0; r < 4; ++r) places[static_cast<size_t>(r)].host = r < 3 ? "gpu0" : "gpu1";
+  const auto warnings = placement_warnings(parts, places);
+  BOOST_TEST_REQUIRE(warnings.size() == 1U);
+  BOOST_TEST(warnings[0].starts_with("teacher "));
+  BOOST_TEST(mentions(warnings[0], "tensor-parallel groups span hosts"));
+}
+
 // Every factorisation of 16 ranks over blocks of 8: right unless a tensor-parallel group is wider than a
 // host.
 BOOST_AUTO_TEST_CASE(host_by_host_is_right) {
@@ -89,9 +104,9 @@ BOOST_AUTO_TEST_CASE(places_count_by_their_host) {
   std::vector<RankPlace> places(2);
   places[0] = {.rank = 0, .local_rank = 0, .host = "a", .cores = "0", .num_cores = 1, .device = {}};
   places[1] = {.rank = 1, .local_rank = 0, .host = "b", .cores = "0", .num_cores = 1, .device = {}};
-  BOOST_TEST(placement_warnings(mesh(1, 1, 1, 2), places).size() == 1U);
+  BOOST_TEST(placement_warnings({MeshPart{"", mesh(1, 1, 1, 2)}}, places).size() == 1U);
   places[1].host = "a";
-  BOOST_TEST(placement_warnings(mesh(1, 1, 1, 2), places).empty());
+  BOOST_TEST(placement_warnings({MeshPart{"", mesh(1, 1, 1, 2)}}, places).empty());
 }
 
 BOOST_AUTO_TEST_CASE(as_many_hosts_as_ranks) {

@@ -18,6 +18,8 @@
 
 namespace hearth {
 
+class TeacherClient;
+
 // What an objective may build on. Borrowed; outlives it.
 struct ObjectiveInputs {
   const ExperimentConfig& config;
@@ -30,6 +32,7 @@ struct ObjectiveInputs {
   const ModelBundle* init_from = nullptr;
   const ModelBundle* teacher = nullptr;
   const TeacherCache* teacher_cache = nullptr;
+  TeacherClient* teacher_client = nullptr;  // to `teacher` on ranks of its own
 };
 
 class Objective {
@@ -46,6 +49,9 @@ class Objective {
   // other communication where stages are several, else any time before loss().
   virtual void consult(MicroBatch& /*batch*/) {}
   virtual bool consults() const { return false; }
+  // Micro-batches that are read (and described) ahead of the one that is computed, since what describe() asks
+  // for takes its time.
+  virtual int64_t reads_ahead() const { return 0; }
   // Here: the sum of the next token's cross-entropy over the tokens that count.
   virtual LossResult loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch);
   // What this rank alone adds to the sums of the micro-batches since the last call, besides what loss() and

@@ -10,6 +10,7 @@
 #include "base/config_visit.h"
 #include "data/data_config.h"
 #include "trainer/model/lora_adapters.h"
+#include "trainer/objective/teacher_config.h"
 
 namespace hearth {
 
@@ -83,6 +84,8 @@ struct ObjectiveConfig {
   std::string quantize_base = "none";
 
   std::optional<std::string> teacher, teacher_cache;
+  int64_t teacher_ranks = 0, teacher_top_k = 0;
+  TeacherLayout teacher_parallel;
   double kd_alpha = 0.5;
   double logit_kl_temperature = 1.0;
   std::string kd_divergence = "forward_kl";
@@ -123,6 +126,15 @@ struct ObjectiveConfig {
       "distill: checkpoint, run folder or HF directory of the teacher; the student's tokenizer");
     v("teacher_cache", teacher_cache, OnResume::MustConfirm,
       "distill: folder that `hearth distill cache` wrote of the training data, instead of a teacher");
+    v("teacher_ranks", teacher_ranks, OnResume::MayChange,
+      "distill: the last ranks of the job, which serve the teacher and train nothing; 0 = the teacher lies "
+      "on "
+      "the ranks that train");
+    v("teacher_parallel", teacher_parallel, OnResume::MayChange, "layout of the teacher over teacher_ranks");
+    v("teacher_top_k", teacher_top_k, OnResume::MustConfirm,
+      "distill, with teacher_ranks: log-probabilities that the teacher sends of a token (8 bytes each), with "
+      "the "
+      "mass of the rest; the vocabulary size makes the divergence exact");
     v("kd_alpha", kd_alpha, OnResume::MustConfirm,
       "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence");
     v("logit_kl_temperature", logit_kl_temperature, OnResume::MustConfirm,
@@ -164,6 +176,14 @@ struct ObjectiveConfig {
                   : "and teacher_cache are for objective.kind distill alone");
     e.require(!teacher_cache || kd_divergence == "forward_kl", "kd_divergence",
               "must be forward_kl with teacher_cache: of a kept teacher nothing else is known");
+    e.require(teacher_ranks >= 0, "teacher_ranks", "must be >= 0, got {}", teacher_ranks);
+    e.require(teacher_ranks <= 0 || teacher, "teacher_ranks", "serve objective.teacher, which is not given");
+    e.require(teacher_ranks <= 0 || kd_divergence == "forward_kl", "kd_divergence",
+              "must be forward_kl with teacher_ranks: of the teacher only what it sends is known");
+    e.require(
+        teacher_ranks > 0 ? teacher_top_k >= 1 : teacher_top_k == 0, "teacher_top_k",
+        "must be >= 1 with teacher_ranks (64 is usual, the vocabulary size is exact) and 0 without, got {}",
+        teacher_top_k);
     e.require(0 <= kd_alpha && kd_alpha <= 1, "kd_alpha", "must be in [0, 1], got {}", kd_alpha);
     e.require(std::isfinite(logit_kl_temperature) && logit_kl_temperature > 0, "logit_kl_temperature",
               "must be finite and > 0, got {}", logit_kl_temperature);
@@ -180,6 +200,12 @@ struct ObjectiveConfig {
     e.one_of(pref_loss, "pref_loss", {"sigmoid", "hinge", "ipo"});
     e.require(0 <= pref_label_smoothing && pref_label_smoothing < 0.5, "pref_label_smoothing",
               "must be in [0, 0.5), got {}", pref_label_smoothing);
+    e.require(teacher_ranks > 0 || teacher_parallel == TeacherLayout{}, "teacher_parallel",
+              "lays out teacher_ranks, which is 0: set it, or leave this out");
+    {
+      const ConfigErrors::Scope scope(e, "teacher_parallel");
+      teacher_parallel.validate(e);
+    }
     const ConfigErrors::Scope scope(e, "incremental");
     incremental.validate(e);
   }

@@ -1,7 +1,8 @@
 // Knowledge distillation (Hinton et al. 2015). From a teacher on the same ranks: full-vocabulary divergence
 // in chunks of rows; of the teacher a micro-batch keeps the rows behind its final norm, and its logits exist
-// for one chunk, beside the student's of the same chunk. From a cache: the divergence over what was kept of
-// the teacher. Vocabularies may differ in padding: only ids of the tokenizer count.
+// for one chunk, beside the student's of the same chunk. From a cache, or from a teacher on ranks of its own:
+// the divergence over what is kept of the teacher. Vocabularies may differ in padding: only ids of the
+// tokenizer count.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
@@ -16,6 +17,7 @@
 #include "parallel/tensor/upload.h"
 #include "trainer/objective/intermediate_states.h"
 #include "trainer/objective/objective.h"
+#include "trainer/objective/teacher_service.h"
 
 namespace hearth {
 namespace {
@@ -33,7 +35,10 @@ kernels::DistillationLoss loss_of(const ObjectiveConfig& config) {
 class Distill : public Objective {
  public:
   explicit Distill(const ObjectiveInputs& in)
-      : loss_(loss_of(in.config.objective)), groups_(in.groups), cache_(in.teacher_cache) {
+      : loss_(loss_of(in.config.objective)),
+        groups_(in.groups),
+        cache_(in.teacher_cache),
+        client_(in.teacher_client) {
     if (cache_ != nullptr) {
       teacher_vocab_ = cache_->info().vocab_size;
       HEARTH_CHECK(cache_->info().temperature == loss_.temperature, Config,
@@ -44,7 +49,8 @@ class Distill : public Objective {
       return;
     }
     const ModelBundle& teacher = *in.teacher;
-    teacher_vocab_ = std::min(teacher.config.vocab_size, teacher.tokenizer->vocab_size());
+    teacher_vocab_ = shared_vocabulary(teacher, in.config.model.vocab_size);
+    if (client_ != nullptr) return;
     // The teacher's table is cut as the student's is, so that both have the same columns on every rank.
     ModelConfig shape = teacher.config;
     shape.vocab_size = in.config.model.vocab_size;
@@ -70,8 +76,11 @@ class Distill : public Objective {
     return at::cat({sum, none, none, sum});
   }
   void describe(const std::vector<Sample>& samples, MicroBatch& batch) override {
-    if (cache_ != nullptr) batch.kept = kept_rows(samples, batch.targets_N.device());
+    if (client_ != nullptr) batch.kept = client_->ask(samples);
+    if (cache_ != nullptr)
+      batch.kept = [kept = kept_rows(samples, batch.targets_N.device())] { return kept; };
   }
+  int64_t reads_ahead() const override { return client_ != nullptr ? 1 : 0; }
 
   LossResult loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch) override {
     return linear_head_loss(hidden_nD, head.head(), num_sums(), chunk_loss(head, batch));
@@ -105,8 +114,8 @@ class Distill : public Objective {
       return rows.size() == 1 ? values.unsqueeze(0) : rows.gather_all(values, "tp.kd");
     };
     const at::Tensor targets_N = batch.targets_N;
-    if (cache_ != nullptr)
-      return [this, share, gather, targets_N, kept = batch.kept](at::Tensor& logits, int64_t first) {
+    if (batch.kept)
+      return [this, share, gather, targets_N, kept = batch.kept()](at::Tensor& logits, int64_t first) {
         const at::NoGradGuard no_grad;
         const auto part = [&](const at::Tensor& all) { return all.narrow(0, first, logits.size(0)); };
         return sums_of(kernels::kept_distillation_op(
@@ -164,8 +173,9 @@ class Distill : public Objective {
   kernels::DistillationLoss loss_;
   ParallelGroups& groups_;
   const TeacherCache* cache_;
+  TeacherClient* client_;
   int64_t teacher_vocab_ = 0;
-  std::unique_ptr<FrozenModel> teacher_;  // null with a cache
+  std::unique_ptr<FrozenModel> teacher_;  // null with a cache, and where it has ranks of its own
   std::optional<IntermediateStates> states_;
 };
 
