@@ -189,8 +189,8 @@ struct ObjectiveConfig {
               "must be finite and > 0, got {}", logit_kl_temperature);
     e.one_of(kd_divergence, "kd_divergence", {"forward_kl", "reverse_kl", "jsd"});
     e.require(0 < jsd_beta && jsd_beta < 1, "jsd_beta", "must be in (0, 1), got {}", jsd_beta);
-    e.require(intermediate.empty() || teacher, "intermediate",
-              "needs objective.teacher, whose states are seen");
+    e.require(intermediate.empty() || (teacher && teacher_ranks == 0), "intermediate",
+              "needs objective.teacher on the ranks that train (teacher_ranks 0): its states are seen there");
     for (size_t i = 0; i < intermediate.size(); ++i) {
       const ConfigErrors::Scope scope(e, fmt::format("intermediate[{}]", i));
       intermediate[i].validate(e);
