@@ -61,6 +61,16 @@ def divergence(kind, student, teacher, temperature, beta):
     return beta * (t.exp() * (t - m)).sum(-1) + (1 - beta) * (s.exp() * (s - m)).sum(-1)
 
 
+def preference(kind, margin, beta, smoothing):
+    """Per pair. `margin`: by how much more than the reference the policy prefers the chosen answer, in nats; for ipo between
+    means over tokens."""
+    if kind == "sigmoid":
+        return -logsigmoid(beta * margin) * (1 - smoothing) - logsigmoid(-beta * margin) * smoothing
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    return torch.relu(1 - beta * margin)
+
+
 class Case:
     """One objective: its configuration, and its loss in PyTorch."""
     config = {}
@@ -231,13 +241,7 @@ class Dpo(Conversations, Case):
                 gains.append((logps[-1] - reference[row, begin:end][trained].sum()) / length)
         gains, logps = torch.stack(gains).view(-1, 2), torch.stack(logps).view(-1, 2)
         margin = gains[:, 0] - gains[:, 1]
-        x = self.beta * margin
-        if self.kind == "sigmoid":
-            losses = -logsigmoid(x) * (1 - self.smoothing) - logsigmoid(-x) * self.smoothing
-        elif self.kind == "ipo":
-            losses = (margin - 1 / (2 * self.beta)) ** 2
-        else:
-            losses = torch.relu(1 - x)
+        losses = preference(self.kind, margin, self.beta, self.smoothing)
         rewards = self.beta * gains
         return losses.mean(), {"rewards/chosen": rewards[:, 0].mean(), "rewards/rejected": rewards[:, 1].mean(),
                                "rewards/accuracies": (margin > 0).float().mean(), "logps/chosen": logps[:, 0].mean(),
