@@ -102,6 +102,7 @@ Sample SampleStream::get(int64_t global_sample_index) const {
   Sample sample = cut_window(datasets_[source].dataset->shard(shard), window * options_.seq_length,
                              options_.seq_length, options_.border_targets);
   sample.provenance = {slot.source, position.epoch, shard, window};
+  sample.number = global_sample_index;
   return sample;
 }
 

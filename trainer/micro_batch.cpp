@@ -7,7 +7,6 @@
 #include "parallel/tensor/upload.h"
 
 namespace hearth {
-namespace {
 
 void require_known_ids(const Sample& sample, int64_t vocab_size) {
   for (const int32_t token : sample.tokens)
@@ -16,8 +15,6 @@ void require_known_ids(const Sample& sample, int64_t vocab_size) {
                  sample.provenance.dataset, sample.provenance.shard, sample.provenance.window, token,
                  vocab_size);
 }
-
-}  // namespace
 
 MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mask, const Transformer& model) {
   HEARTH_REQUIRE(!samples.empty(), "a micro-batch without samples");
