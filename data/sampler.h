@@ -33,7 +33,8 @@ struct Sample {
   Provenance provenance;
   std::string shard_digest;  // of provenance.shard
   int64_t first_token = 0;   // of the sample, in that shard
-  int64_t number = 0;        // in the stream
+  int64_t number = 0;        // of a SampleStream's sample: its index there
+  bool on_policy = false;    // its targets are of the model that is trained: trainer/objective/on_policy.h
   bool operator==(const Sample&) const = default;
 };
 

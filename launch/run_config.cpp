@@ -95,6 +95,8 @@ void objective_has_its_models(const LoadedConfig& loaded, ConfigErrors& e) {
             "must be > 0 with objective.incremental.max_forgetting: the bound is judged at an evaluation");
   e.require(c.objective.kind != "dpo" || c.data.reset_attention_mask, "data.reset_attention_mask",
             "must be true for dpo: the answers of a pair must not see each other");
+  e.require(c.objective.on_policy_share == 0 || c.data.reset_attention_mask, "data.reset_attention_mask",
+            "must be true with objective.on_policy_share: the student continues documents one by one");
 }
 
 void save_and_load_differ(const LoadedConfig& loaded, ConfigErrors& e) {

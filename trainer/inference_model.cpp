@@ -5,6 +5,9 @@
 
 #include <algorithm>
 
+#include "base/error.h"
+#include "parallel/tensor/upload.h"
+
 namespace hearth {
 namespace {
 
@@ -24,6 +27,26 @@ class WholeRows {
   const std::vector<Transformer*>& chunks_;
   SequenceParallel before_ = SequenceParallel::Off;
 };
+
+// int64 [B]: an id for each row of fp32 logits [B, vocab].
+at::Tensor draw_tokens(const at::Tensor& logits, const TokenDraw& draw, const at::Tensor& uniform_B) {
+  if (draw.temperature <= 0.0) return std::get<1>(logits.max(1));  // the first of equals
+  // 2^40 x at most 2^18 ids stays below 2^63. A sum of integers is exact, so deterministic on every device,
+  // which a running sum of floating point numbers on CUDA is not.
+  const at::Tensor scaled = logits.to(at::kDouble).div(draw.temperature);
+  const at::Tensor weights = scaled.sub(scaled.amax(1, /*keepdim=*/true))
+                                 .exp()
+                                 .mul(0x1.0p40)
+                                 .nan_to_num(0.0, 0.0, 0.0)
+                                 .to(at::kLong);
+  const at::Tensor running = weights.cumsum(1), total = running.narrow(1, draw.vocab - 1, 1);
+  // The product may round up to the total itself.
+  const at::Tensor drawn =
+      at::minimum(total.to(at::kDouble).mul(uniform_B.unsqueeze(1)).to(at::kLong), total.sub(1));
+  return at::searchsorted(running, drawn, /*out_int32=*/false, /*right=*/true)
+      .squeeze(1)
+      .clamp_max(draw.vocab - 1);
+}
 
 }  // namespace
 
@@ -95,26 +118,58 @@ TopLogprobs InferenceModel::top_logprobs(const ModelInput& input, int64_t k, dou
           from_last_stage(top.tail_mass_N, "infer.top.tail")};
 }
 
-std::vector<KvCache> InferenceModel::make_caches(int64_t capacity) const {
+std::vector<KvCache> InferenceModel::make_caches(int64_t capacity, int64_t batch) const {
   std::vector<KvCache> caches;
-  for (const Transformer* chunk : chunks_) caches.push_back(chunk->make_cache(capacity));
+  for (const Transformer* chunk : chunks_) caches.push_back(chunk->make_cache(capacity, batch));
   return caches;
+}
+
+ModelInput InferenceModel::input_of(const std::vector<int64_t>& ids, int64_t batch) const {
+  ModelInput input;
+  input.ids_N = at::tensor(ids, at::kLong).to(device());
+  input.layout.batch = batch;
+  input.layout.sequence = static_cast<int64_t>(ids.size()) / batch;
+  return input;
 }
 
 at::Tensor InferenceModel::logits(const std::vector<int64_t>& ids, std::vector<KvCache>* caches,
                                   int64_t last) {
   const at::NoGradGuard no_grad;
   const WholeRows whole(chunks_);
-  ModelInput input;
-  input.ids_N = at::tensor(ids, at::kLong).to(device());
-  input.layout.batch = 1;
-  input.layout.sequence = static_cast<int64_t>(ids.size());
-  const at::Tensor hidden = executor_.infer(input, caches);
+  const at::Tensor hidden = executor_.infer(input_of(ids, /*batch=*/1), caches);
   at::Tensor rows =
       hidden.defined()
           ? executor_.head_chunk().logits(hidden.narrow(0, hidden.size(0) - last, last)).to(at::kFloat)
           : at::empty({last, config().vocab_size}, at::TensorOptions(device()).dtype(at::kFloat));
   return from_last_stage(rows.contiguous(), "infer.logits").to(at::kCPU);
+}
+
+std::vector<int32_t> InferenceModel::next_tokens(const std::vector<int64_t>& ids, int64_t batch,
+                                                 std::vector<KvCache>& caches, const TokenDraw& draw) {
+  const at::NoGradGuard no_grad;
+  const WholeRows whole(chunks_);
+  HEARTH_REQUIRE(static_cast<int64_t>(draw.uniform.size()) == batch && !ids.empty() &&
+                     static_cast<int64_t>(ids.size()) % batch == 0,
+                 "{} tokens and {} draws for {} sequences", ids.size(), draw.uniform.size(), batch);
+  HEARTH_REQUIRE(draw.vocab > 0 && draw.vocab <= config().vocab_size,
+                 "tokens are drawn of {} ids, of a vocabulary of {}", draw.vocab, config().vocab_size);
+  const at::Tensor hidden = executor_.infer(input_of(ids, batch), &caches);
+  at::Tensor tokens = at::empty({batch}, at::TensorOptions(device()).dtype(at::kInt));
+  const at::Tensor uniform = upload(draw.uniform, device());
+  if (hidden.defined()) {
+    const at::Tensor last = hidden.view({batch, -1, hidden.size(1)}).select(1, -1).contiguous();
+    // A draw works in 8 bytes, on four such tensors.
+    const int64_t chunk = rows_per_logits_chunk(batch, config().vocab_size, /*element_bytes=*/32);
+    for (int64_t begin = 0; begin < batch; begin += chunk) {
+      const int64_t count = std::min(chunk, batch - begin);
+      const at::Tensor logits = executor_.head_chunk().logits(last.narrow(0, begin, count));
+      at::Tensor drawn = tokens.narrow(0, begin, count);
+      drawn.copy_(
+          draw_tokens(logits.narrow(1, 0, draw.vocab).to(at::kFloat), draw, uniform.narrow(0, begin, count)));
+    }
+  }
+  tokens = from_last_stage(std::move(tokens), "infer.tokens").to(at::kCPU);
+  return {tokens.const_data_ptr<int32_t>(), tokens.const_data_ptr<int32_t>() + batch};
 }
 
 }  // namespace hearth

@@ -7,7 +7,6 @@
 #include "parallel/tensor/upload.h"
 
 namespace hearth {
-namespace {
 
 void require_known_ids(const Sample& sample, int64_t vocab_size) {
   for (const int32_t token : sample.tokens)
@@ -16,6 +15,8 @@ void require_known_ids(const Sample& sample, int64_t vocab_size) {
                  sample.provenance.dataset, sample.provenance.shard, sample.provenance.window, token,
                  vocab_size);
 }
+
+namespace {
 
 // A row's place in the whole stream of tokens.
 DropoutKeys dropout_keys(const std::vector<Sample>& samples, const std::vector<int64_t>& positions,

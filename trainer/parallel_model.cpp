@@ -208,6 +208,22 @@ MicroBatch ParallelModel::micro_batch(const std::vector<Sample>& samples, Docume
   return batch;
 }
 
+MicroBatch ParallelModel::training_micro_batch(std::vector<Sample> samples, DocumentMask mask) {
+  if (objective_->rewrites()) {
+    InferenceModel model = inference();
+    objective_->rewrite(samples, model);
+  }
+  return micro_batch(samples, mask);
+}
+
+NamedValues ParallelModel::objective_metrics(const StepTotals& totals) const {
+  NamedValues values;
+  const auto names = objective_->metrics();
+  const auto reported = objective_->reported(totals.metrics, totals.valid_tokens);
+  for (size_t i = 0; i < names.size(); ++i) values.emplace_back(names[i], reported[i]);
+  return values;
+}
+
 ParallelModel::LocalSums ParallelModel::no_sums() const {
   const auto fp64 = at::TensorOptions(device_).dtype(at::kDouble);
   return {at::zeros({objective_->num_sums()}, fp64), 0, at::zeros({1}, fp64)};
@@ -223,12 +239,22 @@ ParallelModel::LocalSums ParallelModel::counted(at::Tensor sums, int64_t valid_t
 
 ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor::NextMicroBatch& next,
                                                          const PipelineExecutor::Observer& observer) {
+  // Samples that the model itself writes: while the step runs, its chunks are at work.
+  std::deque<MicroBatch> written;
+  for (int64_t micro = 0; objective_->rewrites() && micro < micro_batches_; ++micro)
+    written.push_back(next());
+  const auto next_batch = [&] {
+    if (written.empty()) return next();
+    MicroBatch batch = std::move(written.front());
+    written.pop_front();
+    return batch;
+  };
   optimizer_->begin_step(gradient_uses_, micro_batches_);
   std::deque<MicroBatch> ready;
   int64_t unread = micro_batches_;
   const auto read_up_to = [&](int64_t count) {
     for (; unread > 0 && static_cast<int64_t>(ready.size()) < count; --unread) {
-      ready.push_back(next());
+      ready.push_back(next_batch());
       if (objective_->consults()) objective_->consult(ready.back());
     }
   };

@@ -11,6 +11,7 @@
 #include "trainer/experiment_config.h"
 #include "trainer/inference_model.h"
 #include "trainer/interchange/model_source.h"
+#include "trainer/metrics.h"
 #include "trainer/micro_batch.h"
 #include "trainer/objective/objective.h"
 #include "trainer/optimizer/distributed_optimizer.h"
@@ -60,6 +61,8 @@ class ParallelModel {
 
   // Samples as the chunks and the objective take them.
   MicroBatch micro_batch(const std::vector<Sample>& samples, DocumentMask mask);
+  // The same of training data, into which the objective may let the model write first. For `next` below.
+  MicroBatch training_micro_batch(std::vector<Sample> samples, DocumentMask mask);
   Objective& objective() { return *objective_; }
 
   // What this rank found, to be summed over ranks.
@@ -69,6 +72,8 @@ class ParallelModel {
     int64_t valid_tokens = 0;  // 0 there too
     at::Tensor squared_norm;   // fp64 [1] on the device
   };
+  // Objective::metrics() and what is reported of them.
+  NamedValues objective_metrics(const StepTotals& totals) const;
   // Forward and backward of a step; gradients are then sums over all ranks.
   LocalSums forward_backward(const PipelineExecutor::NextMicroBatch& next,
                              const PipelineExecutor::Observer& observer);

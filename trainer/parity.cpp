@@ -58,6 +58,7 @@ class Sketches {
   void set_micro(int micro) { micro_ = micro; }
 
   void see(const std::string& name, const at::Tensor& x_nD) {
+    if (micro_ < 0) return;
     at::Tensor rows = rows_.at(micro_);
     const int64_t held = x_nD.size(0);
     const bool split = held != rows.size(0);  // sequence parallel: a run of the rows on each rank
@@ -87,7 +88,7 @@ class Sketches {
   std::vector<std::string> names_;
   std::map<std::string, at::Tensor> sketches_;
   std::map<int, at::Tensor> rows_;  // by micro-batch
-  int micro_ = 0;
+  int micro_ = -1;                  // before the first action the model may write samples: not of the step
 };
 
 // The row whose difference is largest relative to the length of the row in b, or of a typical row where that
@@ -150,8 +151,8 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
     const auto indices = micro_batch_samples(batch, 0, micros);
     std::vector<Sample> mine;
     for (const int64_t index : indices) mine.push_back(samples[static_cast<size_t>(index)]);
-    MicroBatch made =
-        model.micro_batch(mine, config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No);
+    MicroBatch made = model.training_micro_batch(
+        std::move(mine), config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No);
     sketches.set_rows(micros++, batch_rows(indices, made, config.data.seq_length));
     return made;
   };
@@ -162,9 +163,7 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
   side.layout = fmt::format("{}, zero_stage {}, {}", mesh.describe(), config.parallel.zero_stage,
                             config.parallel.pipeline_schedule);
   side.loss = totals.loss_sum / totals.valid_tokens;
-  const auto names = model.objective().metrics();
-  for (size_t i = 0; i < names.size(); ++i)
-    side.metrics.emplace_back(names[i], totals.metrics[i] / totals.valid_tokens);
+  side.metrics = model.objective_metrics(totals);
   side.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
   side.valid_tokens = totals.valid_tokens;
   side.activations = sketches.sum(groups.everyone());

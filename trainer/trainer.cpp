@@ -102,7 +102,7 @@ DocumentMask Trainer::document_mask() const {
 StepTotals Trainer::forward_backward() {
   const auto next = [this] {
     in_.faults.hit("data.next");
-    return model_.micro_batch(prefetcher_->next(), document_mask());
+    return model_.training_micro_batch(prefetcher_->next(), document_mask());
   };
   const auto before = [this](const Action& action) {
     if (action.kind == ActionKind::Forward && in_.faults.hit("fwd") == FaultAction::Nan) poisoned_ = true;
@@ -144,7 +144,7 @@ StepMetrics Trainer::train_step(bool& stop) {
   metrics.step = step;
   metrics.learning_rate = learning_rate(c.optimizer, c.training.train_iters, state_.step);
   metrics.lm_loss = totals.loss_sum / totals.valid_tokens;
-  metrics.objective = objective_metrics(totals);
+  metrics.objective = model_.objective_metrics(totals);
   metrics.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
   if (std::isfinite(metrics.lm_loss) && std::isfinite(metrics.grad_norm)) {
     // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
@@ -170,14 +170,6 @@ StepMetrics Trainer::train_step(bool& stop) {
   metrics.consumed_tokens = state_.consumed_tokens;
   metrics.skipped_iterations = state_.skipped_iterations;
   return metrics;
-}
-
-NamedValues Trainer::objective_metrics(const StepTotals& totals) {
-  NamedValues values;
-  const auto names = model_.objective().metrics();
-  for (size_t i = 0; i < names.size(); ++i)
-    values.emplace_back(names[i], totals.metrics[i] / totals.valid_tokens);
-  return values;
 }
 
 StepTotals Trainer::held_out_totals(const ValidationStream& stream) {
@@ -213,7 +205,7 @@ ValidationMetrics Trainer::validate(int64_t step) {
     const StepTotals totals = held_out_totals(*validation_);
     metrics.loss = totals.loss_sum / totals.valid_tokens;
     metrics.num_tokens = static_cast<int64_t>(totals.valid_tokens);
-    metrics.objective = objective_metrics(totals);
+    metrics.objective = model_.objective_metrics(totals);
   }
   if (old_validation_) {
     state_.old_loss = old_loss();

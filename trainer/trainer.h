@@ -73,7 +73,6 @@ class Trainer {
 
  private:
   void begin_stream(const DataLedger& ledger);
-  NamedValues objective_metrics(const StepTotals& totals);
   StepTotals forward_backward();
   StepMetrics train_step(bool& stop);
   void skip_update(const StepTotals& totals, int64_t step);

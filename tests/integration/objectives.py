@@ -69,6 +69,16 @@ def divergence(kind, student, teacher, temperature, beta):
     return beta * (t.exp() * (t - m)).sum(-1) + (1 - beta) * (s.exp() * (s - m)).sum(-1)
 
 
+def preference(kind, margin, beta, smoothing):
+    """Per pair. `margin`: by how much more than the reference the policy prefers the chosen answer, in nats; for ipo between
+    means over tokens."""
+    if kind == "sigmoid":
+        return -logsigmoid(beta * margin) * (1 - smoothing) - logsigmoid(-beta * margin) * smoothing
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    return torch.relu(1 - beta * margin)
+
+
 class Case:
     """One objective: its configuration, the layouts to try in pairs, and its loss in PyTorch."""
     config, layouts, layers = {}, LAYOUTS, 2
@@ -374,6 +384,71 @@ class DistillCache(Conversations, Distill):
         return changes
 
 
+def counter_uniform(seed, stream, index):
+    """A uniform number of base/rng.h: Philox4x32-10 (Salmon et al. 2011)."""
+    low = 0xFFFFFFFF
+    c, k = [index & low, index >> 32, stream & low, stream >> 32], [seed & low, seed >> 32]
+    for _ in range(10):
+        p, q = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(q >> 32) ^ c[1] ^ k[0], q & low, (p >> 32) ^ c[3] ^ k[1], p & low]
+        k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+    return ((c[1] << 32 | c[0]) >> 11) * 2.0**-53
+
+
+class OnPolicy(Distill):
+    """Agarwal et al. 2024: a share of the samples has the student's own answers, here its greedy ones, as transformers
+    generates them. No cross-entropy on those; everything is divided by all tokens that count."""
+    temperature, alpha, share = 1.5, 0.6, 0.5
+    CHOICE = 0xA3B189ACF7363AC4  # XXH3-64 of "on_policy.choice"
+
+    def prepare(self):
+        changes = super().prepare()
+        self.config.update(objective__on_policy_share=self.share, objective__on_policy_temperature=0)
+        return changes
+
+    def written(self, sample, begin, stop):
+        """Rewrites the document of positions [begin, stop): the first run of trained tokens; of plain text the second half."""
+        trained = [t + 1 for t in range(begin, stop) if sample["loss_mask"][t]]
+        first = trained[0]
+        last = next(t for t in range(first, stop + 2) if t not in trained)
+        if first == begin + 1:
+            first = begin + (last - begin + 1) // 2
+        prompt = torch.tensor([sample["tokens"][begin:first]])
+        text = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=last - first,
+                                   eos_token_id=0, pad_token_id=0, suppress_tokens=list(range(self.tokens, VOCAB_SIZE)) or None)
+        text = text[0, prompt.shape[1]:].tolist()
+        sample["tokens"][first:first + len(text)] = text
+        sample["loss_mask"][begin:stop] = [1 if first <= t + 1 < first + len(text) else 0 for t in range(begin, stop)]
+
+    def loss(self, samples):
+        own = torch.tensor([counter_uniform(BASE_CONFIG["training.seed"], self.CHOICE, i) < self.share for i in range(len(samples))])
+        texts = 0
+        for sample in (s for s, mine in zip(samples, own) if mine):
+            borders = [*sample["document_starts"], len(sample["loss_mask"])]
+            for begin, stop in zip(borders, borders[1:]):
+                if any(sample["loss_mask"][begin:stop]):
+                    self.written(sample, begin, stop)
+                    texts += 1
+        ids, targets, keep, mask = batch_tensors(samples)
+        student = self.logits(ids, mask)
+        with torch.no_grad():
+            teacher = self.teacher(input_ids=ids, attention_mask=mask).logits
+        shared, count = min(student.shape[-1], teacher.shape[-1], self.tokens), keep.sum()
+        data, mine = keep & ~own[:, None], keep & own[:, None]
+        ce = cross_entropy(student[data], targets[data], reduction="sum")
+        kd = divergence(self.kind, student[keep][:, :shared], teacher[keep][:, :shared], self.temperature, self.beta).sum()
+        return ((1 - self.alpha) * ce + self.alpha * self.temperature**2 * kd) / count, {
+            "ce loss": ce / max(int(data.sum()), 1), "kd loss": kd / count, "on-policy share": mine.sum() / count,
+            "on-policy length": mine.sum() / max(texts, 1)}
+
+
+class OnPolicyTalk(Conversations, OnPolicy):
+    kind, share = "reverse_kl", 0.6
+
+    def prepare(self):
+        return {**super().prepare(), **self.prepare_shards("messages")}
+
+
 class Dpo(Conversations, Case):
     """Rafailov et al. 2023, eq. 7; Azar et al. 2024 (means over tokens, as TRL takes them); Zhao et al. 2023."""
     config = {"objective__kind": "dpo"}
@@ -402,13 +477,7 @@ class Dpo(Conversations, Case):
                 gains.append((logps[-1] - reference[row, begin:end][trained].sum()) / length)
         gains, logps = torch.stack(gains).view(-1, 2), torch.stack(logps).view(-1, 2)
         margin = gains[:, 0] - gains[:, 1]
-        x = self.beta * margin
-        if self.kind == "sigmoid":
-            losses = -logsigmoid(x) * (1 - self.smoothing) - logsigmoid(-x) * self.smoothing
-        elif self.kind == "ipo":
-            losses = (margin - 1 / (2 * self.beta)) ** 2
-        else:
-            losses = torch.relu(1 - x)
+        losses = preference(self.kind, margin, self.beta, self.smoothing)
         rewards = self.beta * gains
         return losses.mean(), {"rewards/chosen": rewards[:, 0].mean(), "rewards/rejected": rewards[:, 1].mean(),
                                "rewards/accuracies": (margin > 0).float().mean(), "logps/chosen": logps[:, 0].mean(),
@@ -435,9 +504,10 @@ class DpoHinge(DpoLora):
 
 
 CASES = {"pretrain": Case, "lora": Lora, "qlora": Qlora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill,
-         "distill_reverse": DistillReverse, "distill_jsd": DistillJsd, "distill_states": DistillStates, "distill_states_rebuilt": DistillStatesRebuilt,
-         "distill_cache": DistillCache,
-         "distill_ranks": DistillRanks, "distill_top_k": DistillTopK, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
+         "distill_reverse": DistillReverse, "distill_jsd": DistillJsd, "distill_states": DistillStates,
+         "distill_states_rebuilt": DistillStatesRebuilt, "distill_cache": DistillCache, "distill_ranks": DistillRanks,
+         "distill_top_k": DistillTopK, "on_policy": OnPolicy, "on_policy_talk": OnPolicyTalk, "sft": Sft, "sft_lora": SftLora,
+         "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
 

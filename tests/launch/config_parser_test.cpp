@@ -230,6 +230,32 @@ BOOST_AUTO_TEST_CASE(sections_check_ranges) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(on_policy_samples_need_a_teacher_that_can_be_asked) {
+  const std::vector<std::string> taught = {"objective.kind=distill", "objective.on_policy_share=0.5"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), taught.begin(), taught.end());
+    return error_of(kGood, more);
+  };
+  BOOST_TEST(with({"objective.teacher=models/t"}) == "");
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"objective.teacher_cache=cache/t"}, "objective.on_policy_share"},
+      {{"objective.teacher=models/t", "objective.kd_alpha=0"}, "objective.kd_alpha"},
+      {{"objective.teacher=models/t", "objective.on_policy_temperature=-1"},
+       "objective.on_policy_temperature"},
+      {{"objective.teacher=models/t", "data.reset_attention_mask=false"}, "data.reset_attention_mask"},
+  };
+  for (const auto& [overrides, key] : cases) {
+    const std::string message = with(overrides);
+    BOOST_TEST(message.find(": " + key + ": ") != std::string::npos,
+               "should be refused at " << key << ", got: " << message);
+  }
+  for (const char* share : {"objective.on_policy_share=1.5", "objective.on_policy_share=.nan"}) {
+    const std::string message =
+        error_of(kGood, {"objective.kind=distill", "objective.teacher=models/t", share});
+    BOOST_TEST(message.find(": objective.on_policy_share: ") != std::string::npos, message);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(family_preset_and_inline_keys_have_their_order) {
   const TempFolder folder;
   const std::string preset = folder.write(

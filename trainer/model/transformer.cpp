@@ -221,10 +221,10 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
   return x;
 }
 
-KvCache Transformer::make_cache(int64_t capacity) const {
+KvCache Transformer::make_cache(int64_t capacity, int64_t batch) const {
   const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
   return {chunk_.num_layers,
-          1,
+          batch,
           capacity,
           heads.kv,
           config_.head_width(),

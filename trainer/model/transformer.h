@@ -64,8 +64,8 @@ class Transformer {
   // Takes effect with the next forward pass; returns what was before. Not between a forward pass and its
   // backward.
   SequenceParallel set_sequence_parallel(SequenceParallel mode) { return context_.rows.set_mode(mode); }
-  // For one sequence of up to `capacity` tokens through this chunk.
-  KvCache make_cache(int64_t capacity) const;
+  // For `batch` sequences of up to `capacity` tokens through this chunk.
+  KvCache make_cache(int64_t capacity, int64_t batch) const;
 
   // Before a wait for the chunk's input, or for the gradient of its output: what comes after the wait is told
   // to the parameters' manager.

@@ -6,6 +6,12 @@
 
 namespace hearth {
 
+std::vector<double> Objective::reported(const std::vector<double>& sums, double count) const {
+  std::vector<double> means = sums;
+  for (double& mean : means) mean /= count;
+  return means;
+}
+
 // The division by the global count of valid tokens happens once, in the update.
 LossResult Objective::loss(Transformer& head, const at::Tensor& hidden_nD, const MicroBatch& batch) {
   return linear_cross_entropy(hidden_nD, batch.targets_N, head.head(), /*scale=*/1.0);

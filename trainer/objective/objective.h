@@ -12,6 +12,7 @@
 
 #include "data/teacher_cache.h"
 #include "trainer/experiment_config.h"
+#include "trainer/inference_model.h"
 #include "trainer/interchange/model_source.h"
 #include "trainer/micro_batch.h"
 #include "trainer/objective/frozen_model.h"
@@ -42,6 +43,12 @@ class Objective {
   // further entries of LossResult::sums.
   virtual std::vector<std::string> metrics() const { return {}; }
   int64_t num_sums() const { return 1 + static_cast<int64_t>(metrics().size()); }
+  // What is reported of metrics(), in their order, of their sums and the count of what they are divided by.
+  virtual std::vector<double> reported(const std::vector<double>& sums, double count) const;
+  // Lets the model that is trained write into samples of the training data, before anything is made of them.
+  // Before the step begins, in which the model's chunks are in use. Collective over the whole job.
+  virtual void rewrite(std::vector<Sample>& /*samples*/, InferenceModel& /*model*/) {}
+  virtual bool rewrites() const { return false; }
   // Completes a micro-batch with what the objective needs of its samples: rewrites valid_targets, by which
   // the loss is divided once it is summed over the step, where that is not the number of tokens.
   virtual void describe(const std::vector<Sample>& /*samples*/, MicroBatch& /*batch*/) {}

@@ -91,6 +91,7 @@ struct ObjectiveConfig {
   std::string kd_divergence = "forward_kl";
   double jsd_beta = 0.5;
   std::vector<IntermediatePair> intermediate;
+  double on_policy_share = 0.0, on_policy_temperature = 1.0;
 
   double pref_beta = 0.1;
   std::string pref_loss = "sigmoid";
@@ -145,6 +146,14 @@ struct ObjectiveConfig {
     v("intermediate", intermediate, OnResume::MustConfirm,
       "distill, with teacher: pairs of layers whose states are drawn together, as further terms of the loss "
       "(mean over the tokens that count); student and teacher have one hidden_size");
+    v("on_policy_share", on_policy_share, OnResume::MustConfirm,
+      "distill, with a teacher: share of the samples whose answers the student writes anew before each step "
+      "(GKD's lambda). Each document is continued from its first trained token, a text from its middle, to "
+      "EOS and at most as far as the tokens that are replaced. On such tokens there is no cross-entropy: "
+      "their "
+      "loss is kd_alpha x temperature^2 x divergence, divided by all valid tokens as everything. 0 = off");
+    v("on_policy_temperature", on_policy_temperature, OnResume::MustConfirm,
+      "distill: divides the student's logits when it writes; 0 = greedy");
     v("pref_beta", pref_beta, OnResume::MustConfirm, "dpo: strength of the tie to the reference");
     v("pref_loss", pref_loss, OnResume::MustConfirm, "dpo: sigmoid, hinge or ipo");
     v("pref_label_smoothing", pref_label_smoothing, OnResume::MustConfirm,
@@ -195,6 +204,15 @@ struct ObjectiveConfig {
       const ConfigErrors::Scope scope(e, fmt::format("intermediate[{}]", i));
       intermediate[i].validate(e);
     }
+    e.require(0 <= on_policy_share && on_policy_share <= 1, "on_policy_share", "must be in [0, 1], got {}",
+              on_policy_share);
+    e.require(on_policy_share == 0 || teacher, "on_policy_share",
+              "must be 0 without objective.teacher: only a model says what it thinks of the student's own "
+              "tokens, a cache knows those of the data");
+    e.require(on_policy_share == 0 || kd_alpha > 0, "kd_alpha",
+              "must be > 0 with on_policy_share: samples of the student have no other loss");
+    e.require(std::isfinite(on_policy_temperature) && on_policy_temperature >= 0, "on_policy_temperature",
+              "must be finite and >= 0, got {}", on_policy_temperature);
     e.require(std::isfinite(pref_beta) && pref_beta > 0, "pref_beta", "must be finite and > 0, got {}",
               pref_beta);
     e.one_of(pref_loss, "pref_loss", {"sigmoid", "hinge", "ipo"});
