@@ -38,7 +38,12 @@ void check_start(const WatchConfig& config, FileSystem& fs) {
   Tokenizer::load(fs, config.tokenizer);
   std::vector<std::string> overrides = data_overrides(config, "0001", config.base_model);
   for (auto& value : set_values(config.train_arguments)) overrides.push_back(std::move(value));
-  load_experiment(fs, config.experiment, overrides);
+  const ExperimentConfig experiment = load_experiment(fs, config.experiment, overrides).config;
+  HEARTH_CHECK(
+      experiment.objective.kind != "dpo", Config,
+      "{}: objective.kind is dpo, but a candidate here is judged by its loss on held-out documents, which "
+      "says nothing of preferences; train with `hearth train` and publish by hand",
+      config.experiment);
 }
 
 void run_watch(const WatchOptions& options, CommandContext& context) {

@@ -269,6 +269,15 @@ def alone(report, watched):
     process.communicate()
 
 
+def preferences_refused(report, workspace, base):
+    watched = Watched(workspace, "pairs", base)
+    with open(workspace.path("pairs", "experiment.yaml"), "w", encoding="utf-8") as out:
+        out.write(to_yaml({**EXPERIMENT, "objective.kind": "dpo"}))
+    done = watched.run()
+    report.check("preferences are refused before anything is done", done.returncode == 3 and "objective.kind is dpo" in done.stderr and
+                 not os.path.exists(watched.work), f"code {done.returncode}")
+
+
 def conversations(report, workspace, base):
     """Supervised fine-tuning of adapters on packed conversations; the release is the merged model."""
     watched = Watched(workspace, "chats", base, replay=[], old_validation=[], max_loss_increase=0.0, prepare_arguments=[
@@ -294,6 +303,14 @@ def under_mpirun(report, workspace, base):
     drop_everything(watched)
     done = watched.run("kill@point=step.end,step=6,rank=1")
     report.check("a lost rank stops the watcher", done.returncode not in (0, 75), f"{done.returncode}")
+    process = watched.start("sleep@point=step.end,ms=200,every=1")
+    job = lambda: [pid for launcher in children(process.pid) for pid in [launcher, *children(launcher)]]  # noqa: E731
+    report.check("two ranks: the next start goes on", wait_for(lambda: len(job()) >= 3))
+    victims = job()
+    process.kill()
+    process.wait()
+    report.check("a killed watcher takes mpirun and its ranks along",
+                 wait_for(lambda: not any(map(alive, victims)), 20), str(victims))
     done = watched.run()
     report.check("two ranks: the round ends", done.returncode == 0, "" if done.returncode == 0 else done.stderr[-500:])
     check_round(report, watched, "two ranks")
@@ -308,6 +325,7 @@ def main():
         stopped_while_training(report, watched)
         rejected(report, watched)
         alone(report, watched)
+        preferences_refused(report, workspace, base)
         if sys.argv[1:] == ["all"]:
             conversations(report, workspace, base)
             killed_at_every_write(report, workspace, base)
