@@ -89,12 +89,14 @@ struct ObjectiveConfig {
     v("teacher_cache", teacher_cache, OnResume::MustConfirm,
       "distill: folder that `hearth distill cache` wrote of the training data, instead of a teacher");
     v("kd_alpha", kd_alpha, OnResume::MustConfirm,
-      "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence");
+      "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence (Hinton et al. "
+      "2015; TRL's GKDTrainer has neither cross-entropy, as kd_alpha 1, nor the factor temperature^2)");
     v("logit_kl_temperature", logit_kl_temperature, OnResume::MustConfirm,
       "distill: divides the logits of both");
-    v("kd_divergence", kd_divergence, OnResume::MustConfirm, "distill: forward_kl, reverse_kl or jsd");
+    v("kd_divergence", kd_divergence, OnResume::MustConfirm,
+      "distill: forward_kl (beta 0 of TRL's GKDConfig), reverse_kl (its beta 1) or jsd");
     v("jsd_beta", jsd_beta, OnResume::MustConfirm,
-      "distill: weight of the teacher in the mixture of jsd, in (0, 1)");
+      "distill: weight of the teacher in the mixture of jsd, in (0, 1); beta of TRL's GKDConfig");
     v("on_policy_share", on_policy_share, OnResume::MustConfirm,
       "distill, with a teacher: share of the samples whose answers the student writes anew before each step "
       "(GKD's lambda). Each document is continued from its first trained token, a text from its middle, to "
