@@ -1,4 +1,4 @@
-"""Fine-tuning and distillation on one GPU: LoRA rank 16 on all linears (1B 2048 x 4, 8B 2048 x 2) and online distillation
+"""Fine-tuning and distillation on one GPU: LoRA rank 16 on all linears (1B 2048 x 4, 8B 2048 x 2; 8B on NF4) and online distillation
 8B -> 1B (2048 x 4, forward KL at temperature 2, states in bf16 as the peers keep them), as a user runs them: real text, an optimizer step every
 global batch, median over steps after a warm-up. Weights are random. One JSON line each; with
 --profile the kernels of a step too.     gpu_finetune.py [--profile] [NAME ...]"""
@@ -21,6 +21,7 @@ CASES = {  # student, teacher, micro-batch, changes
     "lora_1b": ("llama-1b", None, 4, {**LORA, **BF16_STATES}),
     "lora_1b_fp32_states": ("llama-1b", None, 4, LORA),
     "lora_8b": ("llama-3-8b", None, 2, {**LORA, **BF16_STATES}),
+    "qlora_8b": ("llama-3-8b", None, 2, {**LORA, **BF16_STATES, "objective__quantize_base": "nf4"}),
     "kd_8b_1b": ("llama-1b", "llama-3-8b", 4, {**DISTILL, **BF16_STATES}),
     "kd_8b_1b_fp32_states": ("llama-1b", "llama-3-8b", 4, DISTILL),
 }

@@ -92,6 +92,7 @@ struct ObjectiveConfig {
   double jsd_beta = 0.5;
   std::vector<IntermediatePair> intermediate;
   double on_policy_share = 0.0, on_policy_temperature = 1.0;
+  int64_t on_policy_max_new_tokens = 128;
 
   double pref_beta = 0.1;
   std::string pref_loss = "sigmoid";
@@ -128,30 +129,32 @@ struct ObjectiveConfig {
     v("teacher_cache", teacher_cache, OnResume::MustConfirm,
       "distill: folder that `hearth distill cache` wrote of the training data, instead of a teacher");
     v("teacher_ranks", teacher_ranks, OnResume::MayChange,
-      "distill: the last ranks of the job, which serve the teacher and train nothing; 0 = the teacher lies "
-      "on "
-      "the ranks that train");
+      "distill: the last ranks of the job, which serve the teacher and train nothing; 0 = it lies on the "
+      "ranks that train");
     v("teacher_parallel", teacher_parallel, OnResume::MayChange, "layout of the teacher over teacher_ranks");
     v("teacher_top_k", teacher_top_k, OnResume::MustConfirm,
-      "distill, with teacher_ranks: log-probabilities that the teacher sends of a token (8 bytes each), with "
-      "the "
-      "mass of the rest; the vocabulary size makes the divergence exact");
+      "distill, with teacher_ranks: log-probabilities that the teacher sends of a token (8 bytes each), "
+      "beside the mass of the rest; the vocabulary size makes the divergence exact");
     v("kd_alpha", kd_alpha, OnResume::MustConfirm,
-      "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence");
+      "distill: loss = (1 - kd_alpha) x cross-entropy + kd_alpha x temperature^2 x divergence (Hinton et al. "
+      "2015; TRL's GKDTrainer has neither cross-entropy, as kd_alpha 1, nor the factor temperature^2)");
     v("logit_kl_temperature", logit_kl_temperature, OnResume::MustConfirm,
       "distill: divides the logits of both");
-    v("kd_divergence", kd_divergence, OnResume::MustConfirm, "distill: forward_kl, reverse_kl or jsd");
+    v("kd_divergence", kd_divergence, OnResume::MustConfirm,
+      "distill: forward_kl (beta 0 of TRL's GKDConfig), reverse_kl (its beta 1) or jsd");
     v("jsd_beta", jsd_beta, OnResume::MustConfirm,
-      "distill: weight of the teacher in the mixture of jsd, in (0, 1)");
+      "distill: weight of the teacher in the mixture of jsd, in (0, 1); beta of TRL's GKDConfig");
     v("intermediate", intermediate, OnResume::MustConfirm,
       "distill, with teacher: pairs of layers whose states are drawn together, as further terms of the loss "
       "(mean over the tokens that count); student and teacher have one hidden_size");
     v("on_policy_share", on_policy_share, OnResume::MustConfirm,
       "distill, with a teacher: share of the samples whose answers the student writes anew before each step "
       "(GKD's lambda). Each document is continued from its first trained token, a text from its middle, to "
-      "EOS and at most as far as the tokens that are replaced. On such tokens there is no cross-entropy: "
-      "their "
-      "loss is kd_alpha x temperature^2 x divergence, divided by all valid tokens as everything. 0 = off");
+      "EOS and at most as far as the tokens that are replaced; what stands behind no longer counts. On such "
+      "tokens there is no cross-entropy: their loss is kd_alpha x temperature^2 x divergence, divided by all "
+      "valid tokens as everything. 0 = off");
+    v("on_policy_max_new_tokens", on_policy_max_new_tokens, OnResume::MustConfirm,
+      "distill: most tokens that the student writes of a document, each of them a pass through the model");
     v("on_policy_temperature", on_policy_temperature, OnResume::MustConfirm,
       "distill: divides the student's logits when it writes; 0 = greedy");
     v("pref_beta", pref_beta, OnResume::MustConfirm, "dpo: strength of the tie to the reference");
@@ -211,6 +214,8 @@ struct ObjectiveConfig {
               "tokens, a cache knows those of the data");
     e.require(on_policy_share == 0 || kd_alpha > 0, "kd_alpha",
               "must be > 0 with on_policy_share: samples of the student have no other loss");
+    e.require(on_policy_max_new_tokens >= 1, "on_policy_max_new_tokens", "must be >= 1, got {}",
+              on_policy_max_new_tokens);
     e.require(std::isfinite(on_policy_temperature) && on_policy_temperature >= 0, "on_policy_temperature",
               "must be finite and >= 0, got {}", on_policy_temperature);
     e.require(std::isfinite(pref_beta) && pref_beta > 0, "pref_beta", "must be finite and > 0, got {}",

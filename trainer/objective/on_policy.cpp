@@ -45,6 +45,7 @@ OnPolicyWriter::OnPolicyWriter(const ExperimentConfig& config, ParallelGroups& g
                                std::vector<int32_t> eos_ids)
     : groups_(groups),
       share_(config.objective.on_policy_share),
+      max_new_tokens_(config.objective.on_policy_max_new_tokens),
       // As many tokens are in the caches as in the micro-batch, which has room for their activations.
       options_{.temperature = config.objective.on_policy_temperature,
                .vocab = vocab,
@@ -99,7 +100,7 @@ void OnPolicyWriter::rewrite(std::vector<Sample>& samples, InferenceModel& model
       const auto token = sample.tokens.begin();
       places.push_back({&sample, answer});
       prompts.push_back({.ids = {token + answer.document, token + answer.begin},
-                         .max_new_tokens = answer.end - answer.begin,
+                         .max_new_tokens = std::min(answer.end - answer.begin, max_new_tokens_),
                          .first_draw = static_cast<uint64_t>(sample.number) * sample.tokens.size() +
                                        static_cast<uint64_t>(answer.begin)});
     }

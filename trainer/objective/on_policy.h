@@ -43,6 +43,7 @@ class OnPolicyWriter {
 
   ParallelGroups& groups_;
   double share_;
+  int64_t max_new_tokens_;  // of a document
   BatchGenerationOptions options_;
   CounterRng choice_, draws_;
 };
