@@ -102,6 +102,7 @@ Sample SampleStream::get(int64_t global_sample_index) const {
   Sample sample = cut_window(datasets_[source].dataset->shard(shard), window * options_.seq_length,
                              options_.seq_length, options_.border_targets);
   sample.provenance = {slot.source, position.epoch, shard, window};
+  sample.number = global_sample_index;
   return sample;
 }
 
@@ -152,6 +153,7 @@ Sample ValidationStream::get(int64_t index) const {
   const Shard& shard = datasets_[static_cast<size_t>(ref.dataset)]->shard(ref.shard);
   Sample sample = cut_window(shard, window * seq_length_, seq_length_, border_targets_);
   sample.provenance = {ref.dataset, 0, ref.shard, window};
+  sample.number = index;
   return sample;
 }
 

@@ -33,6 +33,7 @@ struct Sample {
   Provenance provenance;
   std::string shard_digest;  // of provenance.shard
   int64_t first_token = 0;   // of the sample, in that shard
+  int64_t number = 0;        // in the stream
   bool operator==(const Sample&) const = default;
 };
 

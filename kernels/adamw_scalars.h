@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define HEARTH_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HEARTH_HOST_DEVICE inline
-#endif
+#include "kernels/counter_hash.h"
 
 namespace hearth::kernels {
 
@@ -22,13 +18,9 @@ struct AdamWScalars {
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
 };
 
-// 32 random bits for draw `number` of a step; `seed` is the step's. Counter-based, so any order of elements
-// gives the same (the finaliser of MurmurHash3, Appleby, over a Weyl sequence).
+// 32 random bits for draw `number` of a step; `seed` is the step's.
 HEARTH_HOST_DEVICE uint32_t rounding_bits(uint64_t seed, uint64_t number) {
-  uint64_t x = seed + number * 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdull;
-  x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53ull;
-  return static_cast<uint32_t>(x >> 32);
+  return static_cast<uint32_t>(counter_bits(seed, number) >> 32);
 }
 
 // The bits of a float rounded to bf16 up or down with probabilities that make it right on average: what is

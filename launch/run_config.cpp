@@ -4,7 +4,7 @@
 #include "parallel/context/context_split.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
-#include "trainer/model/model_partition.h"
+#include "trainer/model/nf4_slices.h"
 
 namespace hearth {
 namespace {
@@ -183,6 +183,13 @@ void model_divides_over_tensor_ranks(const Layout& l, ConfigErrors& e) {
   check_tensor_parallel(l.config.model, l.size(MeshAxis::Tp), e);
 }
 
+void slices_hold_whole_nf4_blocks(const Layout& l, ConfigErrors& e) {
+  ConfigErrors others;  // of a size that the model does not take at all: a rule of its own
+  check_tensor_parallel(l.config.model, l.size(MeshAxis::Tp), others);
+  if (l.config.objective.quantize_base == "nf4" && others.empty())
+    check_nf4_slices(l.config.model, l.size(MeshAxis::Tp), e);
+}
+
 void sequence_divides_over_context_ranks(const Layout& l, ConfigErrors& e) {
   const int64_t chunks = context_chunks(l.size(MeshAxis::Cp));
   e.require(l.config.data.seq_length % chunks == 0, "data.seq_length",
@@ -262,6 +269,7 @@ Mesh require_layout(const LoadedConfig& loaded, int world_size) {
   schedule_takes_the_micro_batches(layout, errors);
   if (!loaded.config.model.shape_is_open()) {
     model_divides_over_tensor_ranks(layout, errors);
+    slices_hold_whole_nf4_blocks(layout, errors);
     heads_divide_for_all_to_all(layout, errors);
     layers_fill_the_stages(layout, errors);
   }

@@ -66,8 +66,7 @@ ModelShare load_share(const ModelConfig& model, const TensorSource& tensors, DTy
   share.parameters = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
                                                       StoreOptions{.dtype = dtype, .device = device});
   share.parameters->load(tensors);
-  ModelContext context;
-  if (share.groups->tensor) context.rows = RowCollectives(*share.groups->tensor, SequenceParallel::Off);
+  const ModelContext context = model_context(layout, share.groups->tensor.get(), share.groups->context.get());
   share.transformer = std::make_unique<Transformer>(config.model, *share.parameters, RecomputeChoice{},
                                                     partition.chunks[0], context);
   const std::vector<Transformer*> chunks{share.transformer.get()};

@@ -1,10 +1,11 @@
-// What a rank will hold at most, for `hearth train --dry-run` and beside the measured peaks of a run. Pure
-// arithmetic: the shards and buckets of the rank's part of the model, and a replay of its pipeline actions.
-// Bytes. Weights, gradients and optimizer state are exact (weights under dualpipev with zero_stage 3, and
-// all three of adapters with zero_stage 2 or 3: an upper bound). Of the activations, `kept` counts the tensors that the blocks save
-// (trainer/model/block_functions.h) and `working` what the action that runs at the peak needs besides: a
-// model of which temporaries live together, so the sum is right to within `working`. Not counted: validation,
-// what NCCL and cuBLAS allocate for themselves, and half-precision attention masks on the CPU.
+// What a rank will hold at most, for `hearth train --dry-run`, `hearth plan` and beside the measured peaks of
+// a run. Pure arithmetic: the shards and buckets of the rank's part of the model, and a replay of its
+// pipeline actions. Bytes. Weights (trained, below adapters, of a teacher, of a reference), gradients and
+// optimizer state are exact (weights that come and go under dualpipev: an upper bound). Of the activations,
+// `kept` counts the tensors that the blocks save (trainer/model/block_functions.h) and `working` what the
+// action that runs at the peak needs besides: a model of which temporaries live together, so the sum is right
+// to within `working`. Not counted: validation, what NCCL and cuBLAS allocate for themselves, and
+// half-precision attention masks on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +24,15 @@ struct MemoryEstimate {
 };
 
 // `config` is one that require_layout() accepts for the mesh, `schedule` is pipeline_schedule(config, mesh).
+// `teacher`: the shape of the one that answers on the same ranks; null where there is none.
 MemoryEstimate estimate_memory(const ExperimentConfig& config, const Mesh& mesh,
-                               const PipelineSchedule& schedule, int rank);
+                               const PipelineSchedule& schedule, int rank, const ModelConfig* teacher);
 
 // The rank with the largest total; of the ranks that share a pipeline stage, which hold alike, the first.
 struct HeaviestRank {
   int rank = 0;
   MemoryEstimate memory;
 };
-HeaviestRank heaviest_rank(const ExperimentConfig& config, const Mesh& mesh);
+HeaviestRank heaviest_rank(const ExperimentConfig& config, const Mesh& mesh, const ModelConfig* teacher);
 
 }  // namespace hearth

@@ -17,6 +17,16 @@ void require_known_ids(const Sample& sample, int64_t vocab_size) {
                  vocab_size);
 }
 
+// A row's place in the whole stream of tokens.
+DropoutKeys dropout_keys(const std::vector<Sample>& samples, const std::vector<int64_t>& positions,
+                         at::Device device) {
+  std::vector<int64_t> keys;
+  for (const Sample& sample : samples)
+    for (const int64_t position : positions)
+      keys.push_back(sample.number * static_cast<int64_t>(sample.loss_mask.size()) + position);
+  return {upload(keys, device)};
+}
+
 }  // namespace
 
 MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mask, const Transformer& model) {
@@ -45,6 +55,7 @@ MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mas
     }
     document_starts.push_back(mask == DocumentMask::Yes ? sample.document_starts : std::vector<int32_t>{0});
   }
+  if (model.drops()) batch.input.dropout_keys = dropout_keys(samples, positions, model.device());
   batch.input.ids_N = ids.to(model.device(), /*non_blocking=*/true);
   batch.targets_N = targets.to(model.device(), /*non_blocking=*/true);
   if (share.size() == 1) {

@@ -150,4 +150,13 @@ void ParallelGroups::set_compute_stream(StreamHandle stream) {
   for (const auto& [pair, comm] : links.all()) comm->set_compute_stream(stream);
 }
 
+ModelContext model_context(const ParallelConfig& config, Comm* tensor, Comm* context) {
+  ModelContext made;
+  if (tensor != nullptr)
+    made.rows =
+        RowCollectives(*tensor, config.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
+  made.sequence = {context, config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  return made;
+}
+
 }  // namespace hearth

@@ -13,6 +13,7 @@
 #include "parallel/mesh.h"
 #include "parallel/pipeline/schedule.h"
 #include "trainer/experiment_config.h"
+#include "trainer/model/model_context.h"
 
 namespace hearth {
 
@@ -51,6 +52,10 @@ struct ParallelGroups {
 // `device`: where buffers live. Throws Error{Config} where the mesh does not fit the model or the batch.
 ParallelGroups make_parallel_groups(Job& job, const ExperimentConfig& config, const Mesh& mesh,
                                     at::Device device);
+
+// How a model's pieces share rows and sequences with other ranks; no events. Null: that group is this rank
+// alone.
+ModelContext model_context(const ParallelConfig& config, Comm* tensor, Comm* context);
 
 // Ordered pairs of pipeline ranks between which neighbouring virtual stages pass tensors, both directions, in
 // rounds: the pairs of one round share no rank. Pure.

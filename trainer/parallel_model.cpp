@@ -34,7 +34,7 @@ bool has_overlapped_actions(const std::vector<Action>& actions) {
 
 }  // namespace
 
-ModelContext ParallelModel::model_context(const ParallelConfig& config, const PipelineSchedule& schedule) {
+ModelContext ParallelModel::training_context(const ParallelConfig& config, const PipelineSchedule& schedule) {
   Comm *tensor = groups_.tensor.get(), *sequence = groups_.context.get();
   const auto& actions = schedule.ranks[static_cast<size_t>(groups_.coordinate(MeshAxis::Pp))];
   if (has_overlapped_actions(actions) && (tensor != nullptr || sequence != nullptr)) {
@@ -47,12 +47,8 @@ ModelContext ParallelModel::model_context(const ParallelConfig& config, const Pi
     by_turns(tensor, tensor_by_turns_);
     by_turns(sequence, context_by_turns_);
   }
-  ModelContext context;
-  if (tensor != nullptr)
-    context.rows =
-        RowCollectives(*tensor, config.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {sequence, config.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
-  context.events = optimizer_.get();
+  ModelContext context = model_context(config, tensor, sequence);
+  context.events = events_ ? static_cast<ParameterEvents*>(events_.get()) : optimizer_.get();
   return context;
 }
 
@@ -95,8 +91,18 @@ StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel
           .gradients = WithGradients::Yes,
           .data_parallel_size = data_parallel_size,
           .bucket_elements = bucket_elements(config.parallel),
-          .weights = DistributedOptimizer::weight_memory(config.parallel.zero_stage),
+          // Adapters are small, so gathering them would cost more than it saves; and weight gradients that
+          // are deferred read them when their unit's weights are gone.
+          .weights = config.objective.lora_rank > 0
+                         ? BucketMemory::Resident
+                         : DistributedOptimizer::weight_memory(config.parallel.zero_stage),
           .grads = DistributedOptimizer::grad_memory(config.parallel.zero_stage)};
+}
+
+FrozenForm base_form(const ExperimentConfig& config, int64_t data_parallel_size) {
+  return config.objective.quantize_base == "nf4"
+             ? FrozenForm::Nf4
+             : frozen_form(config.parallel.zero_stage, data_parallel_size);
 }
 
 ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
@@ -112,11 +118,15 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   const StoreOptions trained = store_options(config, groups.shards().size(), device);
   const LoraShape lora = config.objective.lora();
   if (lora.rank > 0) {
-    frozen_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition),
-                                               StoreOptions{.dtype = trained.dtype, .device = device});
     parameters_ = std::make_unique<ParameterStore>(lora_shards(config.model, partition, lora), trained);
-    parameters_->memory().allocating(MemoryPart::Weights, frozen_->memory().held(MemoryPart::Weights));
-    adapters_.emplace(Adapters{*parameters_, lora});
+    frozen_ = std::make_unique<FrozenWeights>(parameter_shards(config.model, partition),
+                                              FrozenOptions{.form = base_form(config, groups.shards().size()),
+                                                            .dtype = trained.dtype,
+                                                            .device = device,
+                                                            .memory = &parameters_->memory()},
+                                              groups.shards());
+    adapters_.emplace(Adapters{*parameters_, lora, config.objective.lora_dropout,
+                               static_cast<uint64_t>(config.training.seed)});
   } else {
     parameters_ = std::make_unique<ParameterStore>(parameter_shards(config.model, partition), trained);
   }
@@ -128,13 +138,14 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                             .kv_replicas = groups.kv_replicas.get(),
                                                             .tied_embedding = groups.tied_embedding.get()},
                                              config.parallel.zero_stage, optimizer_dtypes(config.precision));
-  const ModelContext context = model_context(config.parallel, schedule);
+  if (frozen_) events_ = std::make_unique<BothEvents>(frozen_->events(), *optimizer_);
+  const ModelContext context = training_context(config.parallel, schedule);
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : partition.chunks) {
-    chunks_.push_back(std::make_unique<Transformer>(config.model, frozen_ ? *frozen_ : *parameters_,
-                                                    recompute_choice(config.recompute), chunk, context,
-                                                    adapters_ ? &*adapters_ : nullptr));
+    chunks_.push_back(std::make_unique<Transformer>(
+        config.model, frozen_ ? frozen_->parameters() : *parameters_, recompute_choice(config.recompute),
+        chunk, context, adapters_ ? &*adapters_ : nullptr));
     chunks.push_back(chunks_.back().get());
     for (size_t i = 0; i < gradient_uses_.size(); ++i)
       gradient_uses_[i] += chunks_.back()->uses_per_micro(static_cast<int64_t>(i));
@@ -145,6 +156,7 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   objective_ = make_objective({.config = config,
                                .groups = groups,
                                .device = device,
+                               .memory = parameters_->memory(),
                                .base = base_.get(),
                                .init_from = others.init_from,
                                .teacher = others.teacher,
@@ -232,6 +244,7 @@ ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor:
 
 ParallelModel::LocalSums ParallelModel::evaluate(MicroBatch batch) {
   LocalSums none = no_sums();
+  batch.input.dropout_keys = {};
   if (objective_->consults()) objective_->consult(batch);
   const at::Tensor hidden = executor_->infer(batch.input, nullptr);
   if (!hidden.defined()) return counted(none.sums, batch.valid_targets, none.squared_norm);

@@ -41,6 +41,8 @@ std::vector<ParameterSpec> trained_parameter_specs(const ExperimentConfig& confi
 // Whether adapters go on with those that the model to start from has, rather than begin on top of them.
 bool continues_adapters(const ObjectiveConfig& objective, const ModelBundle* init_from);
 StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel_size, at::Device device);
+// Of the weights below adapters.
+FrozenForm base_form(const ExperimentConfig& config, int64_t data_parallel_size);
 
 class ParallelModel {
  public:
@@ -88,7 +90,7 @@ class ParallelModel {
   at::Device device() const { return device_; }
 
  private:
-  ModelContext model_context(const ParallelConfig& config, const PipelineSchedule& schedule);
+  ModelContext training_context(const ParallelConfig& config, const PipelineSchedule& schedule);
   LocalSums counted(at::Tensor sums, int64_t valid_tokens, at::Tensor squared_norm) const;
 
   const TensorSource& base_weights(const ModelBundle& init_from) const;
@@ -98,10 +100,11 @@ class ParallelModel {
   at::Device device_;
   int64_t micro_batches_;
   bool counts_loss_;  // of the ranks that compute the same loss, this one adds it to the totals
-  std::unique_ptr<ParameterStore> frozen_;  // the model below the adapters; null: parameters_ is the model
   std::unique_ptr<ParameterStore> parameters_;
+  std::unique_ptr<FrozenWeights> frozen_;  // the model below the adapters; null: parameters_ is the model
   std::optional<Adapters> adapters_;
   std::unique_ptr<DistributedOptimizer> optimizer_;
+  std::unique_ptr<BothEvents> events_;  // null: the optimizer alone is told
   // Only for schedules with the overlapped action, where there are waits to overlap; the chunks'
   // communicators then.
   std::unique_ptr<SideBySide> side_by_side_;

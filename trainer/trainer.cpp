@@ -32,6 +32,8 @@ Trainer::Trainer(TrainerInputs inputs)
       is_root_(in_.control.rank() == 0),
       model_(in_.config, in_.groups, in_.device, in_.others) {
   const ExperimentConfig& c = in_.config;
+  if (in_.others.teacher != nullptr && in_.others.teacher_client == nullptr)
+    teacher_ = in_.others.teacher->config;
   batch_ = {.global_batch_size = c.training.global_batch_size,
             .micro_batch_size = c.training.micro_batch_size,
             .data_parallel_size = in_.groups.mesh.size(MeshAxis::Dp),
@@ -317,9 +319,10 @@ TrainOutcome Trainer::run() {
     progress = std::make_unique<Progress>(in_.log, state_.step, t.train_iters);
   }
   bool stop = in_.control.all_reduce_max(stop_requested() ? 1 : 0, "run.begin") > 0;
-  MemoryReport memory(in_.log, model_.parameters().memory(),
-                      estimate_memory(in_.config, in_.groups.mesh,
-                                      pipeline_schedule(in_.config, in_.groups.mesh), in_.groups.rank));
+  MemoryReport memory(
+      in_.log, model_.parameters().memory(),
+      estimate_memory(in_.config, in_.groups.mesh, pipeline_schedule(in_.config, in_.groups.mesh),
+                      in_.groups.rank, teacher_ ? &*teacher_ : nullptr));
   if (old_validation_ && !state_.old_loss_before) {
     state_.old_loss_before = old_loss();
     in_.log.info("event=old_loss step={} loss={:.6f}: what the run began with", state_.step,

@@ -91,6 +91,7 @@ class Trainer {
   bool is_root_;
   BatchShape batch_;
   ParallelModel model_;
+  std::optional<ModelConfig> teacher_;  // shape of one on the same ranks
   std::unique_ptr<SampleStream> stream_;
   std::unique_ptr<ValidationStream> validation_, old_validation_;
   std::unique_ptr<CheckpointSaver> saver_;

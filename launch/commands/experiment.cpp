@@ -163,6 +163,13 @@ std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const Expe
   return teacher;
 }
 
+std::optional<ModelConfig> teacher_shape(const LoadedConfig& loaded, CommandContext& context, Log& log) {
+  const auto& path = loaded.config.objective.teacher;
+  const bool elsewhere = loaded.config.objective.teacher_ranks > 0;
+  if (!path || elsewhere || !context.fs.exists(*path)) return std::nullopt;
+  return open_model(context.fs, *context.job.control, log, *path).config;
+}
+
 std::unique_ptr<TeacherCache> open_teacher_cache(const LoadedConfig& loaded, const ExperimentData& data,
                                                  CommandContext& context) {
   const auto& path = loaded.config.objective.teacher_cache;

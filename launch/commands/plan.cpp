@@ -30,9 +30,8 @@ struct PlanOptions {
   bool json = false;
 };
 
-LoadedConfig load_complete(const PlanOptions& options, CommandContext& context) {
+LoadedConfig load_complete(const PlanOptions& options, CommandContext& context, Log& log) {
   LoadedConfig loaded = load_experiment(context.fs, options.config, options.overrides);
-  Log log({.rank = 0, .world_size = 1});
   complete_config(loaded, open_data(context.fs, loaded.config, MissingData::Allow), context, log);
   const ModelSection& model = loaded.config.model;
   HEARTH_CHECK(!model.shape_is_open(), Config, "the model's shape is that of {}, which does not exist yet",
@@ -62,7 +61,7 @@ struct Plan {
   std::vector<StagePlan> stages;
 };
 
-Plan make_plan(const ExperimentConfig& config, const Mesh& mesh) {
+Plan make_plan(const ExperimentConfig& config, const Mesh& mesh, const std::optional<ModelConfig>& teacher) {
   Plan plan{mesh, pipeline_schedule(config, mesh), {}, {}};
   plan.simulation = simulate(plan.schedule, pipeline_costs(config, plan.schedule));
   for (int stage = 0; stage < mesh.size(MeshAxis::Pp); ++stage) {
@@ -77,7 +76,7 @@ Plan make_plan(const ExperimentConfig& config, const Mesh& mesh) {
     const SimulatedRank& replayed = plan.simulation.ranks[static_cast<size_t>(stage)];
     s.idle = plan.simulation.total > 0 ? replayed.idle / plan.simulation.total : 0;
     s.peak_chunks = replayed.peak_activations;
-    s.memory = estimate_memory(config, mesh, plan.schedule, s.rank);
+    s.memory = estimate_memory(config, mesh, plan.schedule, s.rank, teacher ? &*teacher : nullptr);
     s.sent = communication_volume(config, mesh, plan.schedule, s.rank);
     plan.stages.push_back(std::move(s));
   }
@@ -204,8 +203,10 @@ void run_plan(const PlanOptions& options, CommandContext& context) {
                "--json and --timeline cannot both have standard output: add --output FILE for the timeline");
   HEARTH_CHECK(options.timeline != "svg" || !options.output.empty(), Usage,
                "an SVG goes to a file: add --output FILE");
-  const LoadedConfig loaded = load_complete(options, context);
-  const Plan plan = make_plan(loaded.config, require_layout(loaded, options.ranks));
+  Log log({.rank = 0, .world_size = 1});
+  const LoadedConfig loaded = load_complete(options, context, log);
+  const Plan plan =
+      make_plan(loaded.config, require_layout(loaded, options.ranks), teacher_shape(loaded, context, log));
   if (options.json) {
     std::cout << plan_json(loaded.config, plan).dump() << "\n";
   } else {

@@ -43,11 +43,12 @@ std::string gib(int64_t bytes) {
   return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30));
 }
 
-void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const ExperimentData& data) {
+void print_dry_run(const LoadedConfig& loaded, const Mesh& mesh, const ExperimentData& data,
+                   const std::optional<ModelConfig>& teacher) {
   const ExperimentConfig& c = loaded.config;
   const int dp = mesh.size(MeshAxis::Dp);
   const auto tokens = c.training.train_iters * c.training.global_batch_size * c.data.seq_length;
-  const auto [heaviest, memory] = heaviest_rank(c, mesh);
+  const auto [heaviest, memory] = heaviest_rank(c, mesh, teacher ? &*teacher : nullptr);
   fmt::print("model         {}  hidden {} x {} layers, heads {} / {}, head_dim {}, ffn {}, vocabulary {}{}\n",
              c.model.family, c.model.hidden_size, c.model.num_hidden_layers, c.model.num_attention_heads,
              c.model.kv_heads(), c.model.head_width(), c.model.intermediate_size, c.model.vocab_size,
@@ -323,7 +324,8 @@ void run_train(const TrainOptions& options, CommandContext& context) {
                "model.vocab_size is needed as long as {} does not exist (then it is the tokenizer's size)",
                data.missing);
   if (options.dry_run) {
-    if (control.rank() == 0) print_dry_run(loaded, mesh, data);
+    const auto teacher = teacher_shape(loaded, context, log);
+    if (control.rank() == 0) print_dry_run(loaded, mesh, data, teacher);
     return;
   }
   require_one_tokenizer(data);

@@ -17,8 +17,10 @@
 #include "kernels/adamw_op.h"
 #include "kernels/cross_entropy_op.h"
 #include "kernels/distillation_op.h"
+#include "kernels/dropout_op.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
+#include "kernels/nf4_op.h"
 #include "kernels/rms_norm_op.h"
 #include "kernels/rope_op.h"
 #include "kernels/swiglu_op.h"
@@ -324,6 +326,39 @@ void bench_gemm(Table& table, int64_t n, int64_t k, int64_t m) {
       [&](int64_t s) { dw.add_(at::mm(dy[at_set(s)].t(), x[at_set(s)])); });
 }
 
+// Reads and writes the matrix once. The peer keeps a mask of a byte an element.
+void bench_dropout(Table& table, int64_t rows, int64_t cols) {
+  const double bytes = 4.0 * static_cast<double>(rows * cols);
+  const int64_t sets = sets_for(bytes);
+  const auto x = Table::many(sets, [&] { return at::randn({rows, cols}, kBf16); });
+  const at::Tensor keys = at::arange(rows, kInt64);
+  const DropoutMask mask = dropout_mask(1, 0.1, cols, 0);
+  table.memory_row(
+      "dropout", fmt::format("[{}, {}] bf16", rows, cols), bytes,
+      [&](int64_t s) { dropout_op(x[at_set(s)], keys, mask); },
+      [&](int64_t s) { at::native_dropout(x[at_set(s)], 0.1, true); });
+}
+
+// A matrix of a layer; bytes: codes and 8-bit scales read, bf16 written. Against the same in ATen operations.
+void bench_nf4(Table& table, int64_t rows, int64_t columns) {
+  const int64_t count = rows * columns, blocks = count / kNf4Block;
+  const double bytes = (0.5 + 1.0 / kNf4Block + 2.0) * static_cast<double>(count);
+  const auto bytes_of = [](int64_t size) {
+    return at::randint(256, {size}, at::TensorOptions(at::kCUDA).dtype(at::kByte));
+  };
+  const Nf4Part part{.codes = bytes_of(count / 2),
+                     .scales_B = bytes_of(blocks),
+                     .groups_G = at::rand({(blocks + kNf4Group - 1) / kNf4Group}, kFp32),
+                     .dynamic_map = nf4_dynamic_map().to(at::kCUDA),
+                     .mean = 0.05f,
+                     .place = {.first = 0, .run = blocks, .stride = 0}};
+  auto out = Table::many(sets_for(bytes), [&] { return at::empty({count}, kBf16); });
+  table.memory_row(
+      "nf4_dequantize", fmt::format("[{}, {}] bf16", rows, columns), bytes,
+      [&](int64_t s) { nf4_dequantize_op(part, out[at_set(s)]); },
+      [&](int64_t s) { nf4_dequantize_op(part, out[at_set(s)], KernelPath::Plain); });
+}
+
 void run(const std::string& filter) {
   at::manual_seed(1);
   Table table(filter);
@@ -348,6 +383,10 @@ void run(const std::string& filter) {
     bench_cross_entropy(table, 8192, 32000);
   }
   if (table.wants("distillation")) bench_distillation(table, 1024, 128256);
+  if (table.wants("dropout")) {
+    bench_dropout(table, 8192, 2048);
+    bench_dropout(table, 8192, 8192);
+  }
   if (table.wants("vocab_parallel")) {
     bench_vocab_parallel(table, 8192, 128256);
     bench_vocab_parallel(table, 32768, 32000);
@@ -357,6 +396,10 @@ void run(const std::string& filter) {
     bench_embedding(table, 16384, 128256, 2048);
     bench_embedding(table, 32768, 49152, 576);
     bench_embedding_range(table, 16384, 128256, 2048);
+  }
+  if (table.wants("nf4")) {
+    bench_nf4(table, 4096, 4096);
+    bench_nf4(table, 14336, 4096);
   }
   if (table.wants("gemm")) {
     bench_gemm(table, 16384, 2048, 16384);

@@ -1,17 +1,19 @@
 """Row 4 of the parallel core: peak memory of every rank, measured against the formula of --dry-run, for each ZeRO stage
 and for tensor, pipeline and context parallelism.      memory.py [NAME...]     (HEARTH_TEST_DEVICE=cuda for a GPU)
 
-Weights, gradients and optimizer state must be equal to the byte (weights under dualpipev with zero_stage 3: a bound). Activations: the formula counts each tensor that waits
+Weights, gradients and optimizer state must be equal to the byte (weights under dualpipev with zero_stage 3: a bound). Of
+runs with frozen weights (below adapters, of a teacher, of a reference) these three alone are compared. Activations: the formula counts each tensor that waits
 for backward, and adds a working set, a model of the temporaries that live together at the peak. The first part is a
 lower bound of any correct run up to ROUNDING; the second is a sum of a handful of tensors of which one more or one fewer
 may be alive, so the bound on the difference is the working set itself. The model is wide enough for both to be far above
 what is small and fixed (RoPE tables, row statistics); on CUDA the first matrix product also allocates cuBLAS's workspace,
 WORKSPACE, which is known and no activation. On the CPU a bf16 product is formed in fp32: CONVERTED, the operands and the
 result of the largest one (gate and up), come on top."""
+import json
 import re
 import sys
 
-from fixture import Report, Workspace, device
+from fixture import Report, Workspace, device, hearth
 
 ROUNDING = 0.01
 WORKSPACE = 33 << 20  # cuBLAS asks for 32 MiB + 8 KiB on compute capability 9.0 (PyTorch's CUBLAS_WORKSPACE_CONFIG default)
@@ -52,6 +54,50 @@ CASES = [
     ("bf16_zero2", 2, ["precision.dtype=bf16", "parallel.zero_stage=2"]),
 ]
 
+LORA = ["model.init_from=runs/start", "objective.lora_rank=8"]
+DISTILL = ["objective.kind=distill", "objective.teacher=runs/start"]
+DPO = ["objective.kind=dpo", "model.init_from=runs/start", "data.train=[{path: pairs}]", "data.reset_attention_mask=true"]
+TIED = ["model.tie_word_embeddings=true"]
+
+
+def tied(sets):
+    return [word.replace("runs/start", "runs/tied") for word in sets] + TIED
+
+
+FROZEN_CASES = [
+    ("lora", 1, LORA),
+    ("lora_zero3", 2, [*LORA, "parallel.zero_stage=3"]),
+    ("lora_zero3_full", 2, [*LORA, "parallel.zero_stage=3", "recompute.granularity=full", "recompute.num_layers=2"]),
+    ("lora_pp2_zbv_zero3", 4, [*LORA, "parallel.zero_stage=3", "parallel.pipeline_model_parallel_size=2",
+                               "parallel.pipeline_schedule=zbv"]),
+    ("qlora", 1, [*LORA, "objective.quantize_base=nf4"]),
+    ("qlora_bf16", 1, [*LORA, "objective.quantize_base=nf4", "precision.dtype=bf16"]),
+    ("qlora_pp2_zero3", 4, [*LORA, "objective.quantize_base=nf4", "parallel.zero_stage=3",
+                            "parallel.pipeline_model_parallel_size=2"]),
+    ("distill", 1, DISTILL),
+    ("distill_zero3", 2, [*DISTILL, "parallel.zero_stage=3"]),
+    ("distill_pp2_zero3", 4, [*DISTILL, "parallel.zero_stage=3", "parallel.pipeline_model_parallel_size=2"]),
+    ("distill_tied_zero3", 2, [*tied(DISTILL), "parallel.zero_stage=3"]),
+    ("lora_tied_zero3", 2, [*tied(LORA), "parallel.zero_stage=3"]),
+    ("dpo_tied_zero3", 2, [*tied(DPO), "parallel.zero_stage=3"]),
+    ("dpo", 1, DPO),
+    ("dpo_zero3", 2, [*DPO, "parallel.zero_stage=3"]),
+]
+
+
+def write_pairs(workspace):
+    """Preference pairs, packed to the length of a sample."""
+    with open(workspace.path("pairs.jsonl"), "w", encoding="utf-8") as out:
+        for i in range(400):
+            answer = lambda word: [{"role": "assistant", "content": f"{word} " * (1 + i % 5)}]  # noqa: E731
+            out.write(json.dumps({"prompt": [{"role": "user", "content": f"ka lo {i}"}], "chosen": answer("mi"),
+                                  "rejected": answer("tu")}) + "\n")
+    with open(workspace.path("template.jinja"), "w", encoding="utf-8") as out:
+        out.write("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}"
+                  "{% else %}{{ m.content }}{% endif %}{% endfor %}")
+    hearth(["data", "prepare", "pairs.jsonl", "--tokenizer", "tokenizer", "--chat-template", "template.jinja", "--format",
+            "preference", "--pack-length", ROWS // 2, "--output", "pairs"], workspace.folder)
+
 
 def last_memory_event(workspace, run, rank):
     """{field: bytes} of the rank's last event=memory line."""
@@ -75,6 +121,9 @@ def compare(report, name, rank, seen):
         if not (0.8 * seen["estimated_" + part] <= seen[part] <= seen["estimated_" + part] if bound
                 else seen[part] == seen["estimated_" + part]):
             report.check(f"{name}: {part} of rank {rank}", False, f"{seen[part]} B, formula {seen['estimated_' + part]} B")
+
+
+def compare_activations(report, name, rank, seen):
     extra = WORKSPACE if device() == "cuda" else CONVERTED if name.startswith("bf16") else 0
     got, want, working = seen["activations"], seen["estimated_activations"], seen["estimated_working"]
     kept = want - working
@@ -96,6 +145,17 @@ def main():
         for name, ranks, sets in CASES:
             if chosen and name not in chosen:
                 continue
+            workspace.train(name, ranks, sets=sets)
+            for rank in range(ranks):
+                seen = last_memory_event(workspace, name, rank)
+                compare(report, name, rank, seen)
+                compare_activations(report, name, rank, seen)
+        chosen_frozen = [case for case in FROZEN_CASES if not chosen or case[0] in chosen]
+        if chosen_frozen:
+            write_pairs(workspace)
+            for start, sets in (("start", []), ("tied", TIED)):
+                workspace.train(start, sets=[*sets, "training.train_iters=1"])
+        for name, ranks, sets in chosen_frozen:
             workspace.train(name, ranks, sets=sets)
             for rank in range(ranks):
                 compare(report, name, rank, last_memory_event(workspace, name, rank))

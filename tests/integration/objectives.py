@@ -1,4 +1,4 @@
-"""Loss and gradients of every objective equal PyTorch, transformers and PEFT in fp32, on one rank and under layouts:
+"""Loss and gradients of every objective equal PyTorch, transformers, PEFT and bitsandbytes in fp32, on one rank and under layouts:
 `hearth parity --save` makes one step from weights that transformers (and PEFT) saved and writes its mean gradients;
 the same step is taken here on the same samples (DUMP_SAMPLES prints them). Formulas of the losses are written here
 from their papers, in plain PyTorch.      objectives.py DUMP_SAMPLES [CASE...] | objectives.py --list"""
@@ -26,12 +26,20 @@ LAYOUTS = {
     8: [["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2"],
         ["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1", "zero_stage=2"]],
 }
+# For models with frozen weights, which zero_stage 3 splits: also where the head is on another rank than the embedding, and
+# where weight gradients are computed apart.
+SPLIT_LAYOUTS = {
+    4: [["pipeline_model_parallel_size=2", "zero_stage=3"],
+        ["pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1", "zero_stage=3"]],
+    8: [["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "zero_stage=3"],
+        ["tensor_model_parallel_size=2", "zero_stage=3"]],
+}
 
 
 def make_model(folder, seed, vocab_size=VOCAB_SIZE, layers=2, **sizes):
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=sizes.get("hidden", 64), intermediate_size=160, num_hidden_layers=layers,
+        vocab_size=vocab_size, hidden_size=sizes.get("hidden", 64), intermediate_size=sizes.get("ffn", 160), num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=sizes.get("tied", True),
         rms_norm_eps=1e-5, rope_theta=10000.0, bos_token_id=None, eos_token_id=0, initializer_range=0.08,
         attn_implementation="eager")
@@ -88,10 +96,13 @@ class Lora(Case):
     config = {"objective__lora_rank": 4, "objective__lora_alpha": 10}
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     rslora = False
+    sizes = {}
+    layouts = {**LAYOUTS, 4: SPLIT_LAYOUTS[4], 8: LAYOUTS[8] + SPLIT_LAYOUTS[8]}
 
     def prepare(self):
         import peft
-        base = make_model(self.workspace.path("start"), 3)
+        base = make_model(self.workspace.path("start"), 3, **self.sizes)
+        self.change_base(base)
         base.name_or_path = "start"
         torch.manual_seed(5)
         self.model = peft.get_peft_model(base, peft.LoraConfig(
@@ -103,18 +114,91 @@ class Lora(Case):
         self.model.save_pretrained(self.workspace.path("adapter"))
         return {"model__init_from": "adapter"}
 
+    def change_base(self, base):
+        """What training does to the weights that were saved."""
+
     def parameters(self):
         return {name.removeprefix("base_model.model.").replace(".default", ""): p
                 for name, p in self.model.named_parameters() if p.requires_grad}
 
 
+def dropout_mask(seed, name, p, rows, columns):
+    """What kernels/dropout_mask.h drops, written out anew: 16 bits an element of a hash of (matrix, row, column)."""
+    import xxhash
+
+    def mixed(start, number):  # the finaliser of MurmurHash3 over a Weyl sequence
+        x = (start + number * 0x9E3779B97F4A7C15) % 2**64
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            x = (x ^ (x >> 33)) * factor % 2**64
+        return x ^ (x >> 33)
+    start, threshold, draws = mixed(seed, xxhash.xxh3_64_intdigest(name.encode())), round(p * 65536), (columns + 3) // 4
+    kept = [[(mixed(start, row * draws + c // 4) >> 16 * (c % 4)) % 65536 >= threshold for c in range(columns)] for row in rows]
+    return torch.tensor(kept).float() * 65536 / (65536 - threshold)
+
+
+class LoraDropout(Lora):
+    """PEFT without its own dropout: what reaches each A is masked in its place, with one mask for linears of one input."""
+    p = 0.2
+    config = {**Lora.config, "objective__lora_dropout": p}
+    shares = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+
+    def loss(self, samples):
+        rows = range(len(samples) * len(samples[0]["loss_mask"]))
+        masks, hooks = {}, []
+
+        def masked(name, width):
+            module = name.split(".")[-1]
+            name = name.replace(module, self.shares.get(module, module)) + ".lora_A.weight"
+            if name not in masks:
+                masks[name] = dropout_mask(BASE_CONFIG["training.seed"], name, self.p, rows, width)
+            return lambda _, inputs: (inputs[0] * masks[name].view_as(inputs[0]),)
+
+        for name, module in self.model.base_model.model.named_modules():
+            if hasattr(module, "lora_A"):
+                a = module.lora_A["default"]
+                hooks.append(a.register_forward_pre_hook(masked(name, a.in_features)))
+        result = super().loss(samples)
+        for hook in hooks:
+            hook.remove()
+        return result
+
+
+def through_nf4(weight):
+    """Quantised twice and back, by bitsandbytes. The mean in fp64: a last bit of it moves an 8-bit code now and then. Those
+    codes by its general kernel, which finds the nearest as those for GPUs do: the one of its CPU library looks up in cells,
+    and takes a neighbour once in a thousand."""
+    from bitsandbytes import functional
+    codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    mean, dynamic = state.absmax.double().mean().float(), functional.create_dynamic_map(signed=True)
+    nearest = torch.ops.bitsandbytes.quantize_blockwise.default._op_dk
+    codes8, groups = nearest(torch._C.DispatchKey.CompositeExplicitAutograd, state.absmax - mean, dynamic, 256)
+    state.absmax = functional.dequantize_blockwise(codes8, absmax=groups, code=dynamic, blocksize=256) + mean
+    return functional.dequantize_4bit(codes, state)
+
+
+class Qlora(Lora):
+    """Sizes of which tensor parallelism leaves whole blocks."""
+    sizes = {"hidden": 128, "ffn": 384}
+    config = {**Lora.config, "objective__quantize_base": "nf4", "model__hidden_size": 128, "model__intermediate_size": 384}
+    layouts = {**LAYOUTS, 8: [*LAYOUTS[8], ["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "zero_stage=3"],
+                              ["pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1"]]}
+
+    def change_base(self, base):
+        with torch.no_grad():
+            for name, parameter in base.named_parameters():
+                if ".layers." in name and parameter.dim() == 2:
+                    parameter.copy_(through_nf4(parameter))
+
+
 class LoraQv(Lora):
     config = {**Lora.config, "objective__lora_target_modules": ["q_proj", "v_proj", "down_proj"], "objective__use_rslora": True}
     modules, rslora = ["q_proj", "v_proj", "down_proj"], True
+    layouts = LAYOUTS
 
 
 class Distill(Case):
     kind, temperature, alpha, beta, vocab = "forward_kl", 1.0, 0.5, 0.5, VOCAB_SIZE + 96
+    layouts = Lora.layouts
 
     def prepare(self):
         self.config = {"objective__kind": "distill", "objective__teacher": "teacher", "objective__kd_alpha": self.alpha,
@@ -178,11 +262,13 @@ class DistillTopK(DistillRanks):
 
 class DistillReverse(Distill):
     kind, temperature, alpha = "reverse_kl", 2.0, 0.7
+    layouts = LAYOUTS
 
 
 class DistillJsd(Distill):
     # A teacher whose table is the smaller one.
     kind, temperature, alpha, beta = "jsd", 1.5, 1.0, 0.3
+    layouts = LAYOUTS
 
 
 # A template in the manner of those that models carry, with the answers marked.
@@ -225,6 +311,7 @@ class Sft(Conversations, Case):
 
 class SftLora(Conversations, Lora):
     config = {"objective__kind": "sft", **Lora.config}
+    layouts = LAYOUTS
 
     def prepare(self):
         return {**super().prepare(), **self.prepare_shards("messages")}
@@ -232,6 +319,7 @@ class SftLora(Conversations, Lora):
 
 class DistillCache(Conversations, Distill):
     """The whole vocabulary kept: the same student as online."""
+    layouts = LAYOUTS
     temperature, alpha = 2.0, 0.6
 
     def prepare(self):
@@ -247,6 +335,7 @@ class Dpo(Conversations, Case):
     """Rafailov et al. 2023, eq. 7; Azar et al. 2024 (means over tokens, as TRL takes them); Zhao et al. 2023."""
     config = {"objective__kind": "dpo"}
     kind, beta, smoothing = "sigmoid", 0.1, 0.0
+    layouts = {**LAYOUTS, 8: LAYOUTS[8] + SPLIT_LAYOUTS[8]}
 
     def prepare(self):
         return {**super().prepare(), **self.prepare_shards("preference"), "objective__pref_loss": self.kind,
@@ -285,6 +374,7 @@ class Dpo(Conversations, Case):
 
 class DpoLora(Dpo, Lora):
     """Adapters that have moved already: the reference is the model without them."""
+    layouts = LAYOUTS
     config = {**Dpo.config, **Lora.config}
     smoothing = 0.1
 
@@ -301,8 +391,9 @@ class DpoHinge(DpoLora):
     kind, beta, smoothing = "hinge", 0.2, 0.0
 
 
-CASES = {"pretrain": Case, "lora": Lora, "lora_qv": LoraQv, "distill": Distill, "distill_reverse": DistillReverse,
-         "distill_jsd": DistillJsd, "distill_cache": DistillCache, "distill_ranks": DistillRanks, "distill_top_k": DistillTopK, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
+CASES = {"pretrain": Case, "lora": Lora, "qlora": Qlora, "lora_qv": LoraQv, "lora_dropout": LoraDropout, "distill": Distill,
+         "distill_reverse": DistillReverse, "distill_ranks": DistillRanks, "distill_top_k": DistillTopK,
+         "distill_jsd": DistillJsd, "distill_cache": DistillCache, "sft": Sft, "sft_lora": SftLora, "dpo": Dpo, "dpo_lora": DpoLora,
          "dpo_ipo": DpoIpo, "dpo_hinge": DpoHinge}
 
 

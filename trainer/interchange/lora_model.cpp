@@ -1,6 +1,7 @@
 #include "trainer/interchange/lora_model.h"
 
 #include <algorithm>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 #include <vector>
@@ -51,12 +52,11 @@ class MergedSource final : public TensorSource {
   void read_elements(const std::string& name, int64_t begin, int64_t end, DType dtype,
                      void* out) const override {
     if (!is_adapted(name)) return base_->read_elements(name, begin, end, dtype, out);
-    const int64_t columns = info(name).shape[1];
-    const std::vector<float> a = read_floats(*adapters_, lora_a_name(name), 0, lora_.rank * columns);
+    const std::shared_ptr<const Factors> factors = factors_of(name);
     auto* to = static_cast<std::byte*>(out);
     for_each_piece(end - begin, kPieceElements, [&](int64_t first, int64_t last) {
       std::vector<float> values = read_floats(*base_, name, begin + first, begin + last);
-      add_product(name, a, columns, begin + first, values);
+      add_product(*factors, begin + first, values);
       convert(DType::F32, values.data(), dtype, to + first * size_bytes(dtype), last - first);
     });
   }
@@ -66,30 +66,48 @@ class MergedSource final : public TensorSource {
     return name.starts_with("model.layers.") && name.ends_with(".weight") &&
            adapters_->contains(lora_a_name(name));
   }
+  // The adapters of one matrix.
+  struct Factors {
+    std::string name;
+    int64_t columns;
+    std::vector<float> a, b;  // [rank, columns], [rows, rank]
+  };
+  // Kept for the next call: a slice of a matrix is read row by row.
+  std::shared_ptr<const Factors> factors_of(const std::string& name) const {
+    {
+      const std::lock_guard lock(mutex_);
+      if (last_ != nullptr && last_->name == name) return last_;
+    }
+    const auto& shape = info(name).shape;
+    auto factors = std::make_shared<const Factors>(
+        Factors{name, shape[1], read_floats(*adapters_, lora_a_name(name), 0, lora_.rank * shape[1]),
+                read_floats(*adapters_, lora_b_name(name), 0, shape[0] * lora_.rank)});
+    const std::lock_guard lock(mutex_);
+    return last_ = std::move(factors);
+  }
   // values: elements from `begin` on of the matrix, which get scale B A added.
-  void add_product(const std::string& name, const std::vector<float>& a, int64_t columns, int64_t begin,
-                   std::vector<float>& values) const {
+  void add_product(const Factors& factors, int64_t begin, std::vector<float>& values) const {
     const auto end = begin + static_cast<int64_t>(values.size());
-    const int64_t first_row = begin / columns, last_row = (end + columns - 1) / columns, rank = lora_.rank;
-    const std::vector<float> b =
-        read_floats(*adapters_, lora_b_name(name), first_row * rank, last_row * rank);
+    const int64_t columns = factors.columns, rank = lora_.rank;
     std::vector<float> product(static_cast<size_t>(columns));
     const auto scale = static_cast<float>(lora_.scale());
-    for (int64_t row = first_row; row < last_row; ++row) {
-      std::fill(product.begin(), product.end(), 0.0f);
-      for (int64_t r = 0; r < rank; ++r) {
-        const float factor = b[static_cast<size_t>((row - first_row) * rank + r)];
-        const float* a_row = a.data() + r * columns;
-        for (int64_t c = 0; c < columns; ++c) product[static_cast<size_t>(c)] += factor * a_row[c];
-      }
+    for (int64_t row = begin / columns; row * columns < end; ++row) {
       const int64_t from = std::max(begin, row * columns), to = std::min(end, (row + 1) * columns);
+      std::fill_n(product.begin(), to - from, 0.0f);
+      for (int64_t r = 0; r < rank; ++r) {
+        const float factor = factors.b[static_cast<size_t>(row * rank + r)];
+        const float* a = factors.a.data() + r * columns + from % columns;
+        for (int64_t i = 0; i < to - from; ++i) product[static_cast<size_t>(i)] += factor * a[i];
+      }
       for (int64_t i = from; i < to; ++i)
-        values[static_cast<size_t>(i - begin)] += scale * product[static_cast<size_t>(i - row * columns)];
+        values[static_cast<size_t>(i - begin)] += scale * product[static_cast<size_t>(i - from)];
     }
   }
 
   std::shared_ptr<const TensorSource> base_, adapters_;
   LoraShape lora_;
+  mutable std::mutex mutex_;
+  mutable std::shared_ptr<const Factors> last_;  // guarded by mutex_
 };
 
 // adapter_model.safetensors under Hearth's names.

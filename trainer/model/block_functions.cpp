@@ -5,12 +5,14 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 
 #include "base/error.h"
 #include "kernels/cross_entropy_op.h"
+#include "kernels/dropout_op.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
 #include "kernels/rms_norm_op.h"
@@ -38,7 +40,14 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
 using kernels::matmul_accumulate_op;
 using kernels::MatmulTranspose;
 
-// scale x A^T, [N, R].
+bool drops(const LoraWeights& w, const DropoutKeys& keys) {
+  return w.dropout.has_value() && keys.rows_N.defined();
+}
+// What the adapters see of the input.
+Tensor lora_input(const Tensor& x, const LoraWeights& w, const DropoutKeys& keys) {
+  return drops(w, keys) ? kernels::dropout_op(x, keys.rows_N, *w.dropout) : x;
+}
+// scale x A^T, [N, R], of lora_input().
 Tensor lora_hidden(const Tensor& x, const LoraWeights& w) {
   return kernels::linear_forward_op(x, w.a).mul_(w.scale);
 }
@@ -50,10 +59,10 @@ Tensor outputs_of(const Tensor& y, const LoraWeights::Part& part) {
   return y.narrow(1, part.first_row, part.b.size(0));
 }
 
-Tensor linear(const Tensor& x, const LinearWeights& w) {
+Tensor linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys) {
   Tensor y = kernels::linear_forward_op(x, w.weight, w.bias);
   if (!w.lora) return y;
-  const Tensor h = lora_hidden(x, *w.lora);
+  const Tensor h = lora_hidden(lora_input(x, *w.lora, keys), *w.lora);
   for (size_t p = 0; p < w.lora->parts.size(); ++p)
     matmul_accumulate_op(hidden_of(h, p, *w.lora), MatmulTranspose::No, w.lora->parts[p].b,
                          MatmulTranspose::Yes, outputs_of(y, w.lora->parts[p]));
@@ -75,15 +84,23 @@ Tensor adapter_gradient(const Tensor& dy, const LinearWeights& w) {
 }
 
 // `dh`: adapter_gradient(dy, w).
-Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w, const Tensor& dh) {
+Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w, const Tensor& dh,
+                             const DropoutKeys& keys) {
   Tensor dx = kernels::linear_backward_input_op(dy, w.weight);
-  if (w.lora) matmul_accumulate_op(dh, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, dx);
+  if (!w.lora) return dx;
+  if (!drops(*w.lora, keys)) {
+    matmul_accumulate_op(dh, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, dx);
+    return dx;
+  }
+  Tensor through_adapters = at::zeros_like(dx);
+  matmul_accumulate_op(dh, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, through_adapters);
+  kernels::dropout_accumulate_op(through_adapters, keys.rows_N, *w.lora->dropout, dx);
   return dx;
 }
 
-void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeights& w, const Tensor& dh,
-                              const ModelContext& context) {
-  const Tensor h = lora_hidden(x, w);
+void accumulate_lora_gradient(const Tensor& dy, const Tensor& x_in, const LoraWeights& w, const Tensor& dh,
+                              const DropoutKeys& keys, const ModelContext& context) {
+  const Tensor x = lora_input(x_in, w, keys), h = lora_hidden(x, w);
   Tensor a_grad = w.a_grad;
   context.events->before_gradient(w.parameters);
   kernels::linear_backward_weight_op(dh, x, a_grad);
@@ -94,8 +111,8 @@ void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeigh
 }
 
 void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const Tensor& dh,
-                                const ModelContext& context) {
-  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, dh, context);
+                                const DropoutKeys& keys, const ModelContext& context) {
+  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, dh, keys, context);
   if (!w.main_grad.defined()) return;
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
   context.events->before_gradient(w.parameters);
@@ -128,19 +145,20 @@ Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, cons
 // again for the weight gradient (cheaper than keeping all rows: Korthikanti et al. 2022) while the input
 // gradient is computed; that one crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
-                              const ModelContext& context) {
+                              const DropoutKeys& keys, const ModelContext& context) {
   const Tensor dh = adapter_gradient(dy, w);
   if (!w.main_grad.defined() && !w.lora)
-    return context.rows.sum(linear_input_gradient(dy, w, dh), "tp.column.dx").wait();
+    return context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx").wait();
   if (context.deferred != nullptr) {
-    context.deferred->push(
-        [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
-        [dy, dh, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, dh, context); });
-    return context.rows.sum(linear_input_gradient(dy, w, dh), "tp.column.dx").wait();
+    context.deferred->push([normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
+                           [dy, dh, keys, &w, &context](const Tensor& x) {
+                             accumulate_weight_gradient(dy, x, w, dh, keys, context);
+                           });
+    return context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx").wait();
   }
   PendingRows x = context.rows.gather(normed, "tp.column.x");
-  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w, dh), "tp.column.dx");
-  accumulate_weight_gradient(dy, x.wait(), w, dh, context);
+  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx");
+  accumulate_weight_gradient(dy, x.wait(), w, dh, keys, context);
   return dx.wait();
 }
 
@@ -168,10 +186,10 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
   // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without
   // recompute.
   static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w,
-                        const RopeInput& rope) {
+                        const RopeInput& rope, const DropoutKeys& keys) {
     w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
-    Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv);
+    Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv, keys);
     qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
     auto [q, k] = query_and_key(qkv, *w);
     HeadNorm q_norm, k_norm;
@@ -182,7 +200,7 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     kernels::rope_out_op(q, k, rope.table, rope.positions, kernels::RopeDirection::Forward, q, k);
     ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, q_norm.input,
                             k_norm.input, q_norm.rstd, k_norm.rstd, rope.table.cos_PD2, rope.table.sin_PD2,
-                            rope.positions});
+                            rope.positions, keys.rows_N});
     keep_pointer(ctx, "w", w);
     return qkv;
   }
@@ -203,21 +221,22 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     const Tensor normed = saved[2].defined()
                               ? saved[2]
                               : kernels::rms_norm_forward_op(x, w->input_norm.weight, w->input_norm.eps).y;
-    const Tensor d_normed = column_linear_backward(d_qkv.view({d_qkv.size(0), -1}), normed, w->qkv, context);
+    const Tensor d_normed =
+        column_linear_backward(d_qkv.view({d_qkv.size(0), -1}), normed, w->qkv, {saved[10]}, context);
     const Tensor dx = norm_backward(d_normed, x, rstd, w->input_norm, context);
     context.events->after_use(w->unit, UsePhase::Backward);
-    return {dx, Tensor(), Tensor()};
+    return {dx, Tensor(), Tensor(), Tensor()};
   }
 };
 
 struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
   static Tensor forward(AutogradContext* ctx, const Tensor& context_NE, const Tensor& residual_nD,
-                        const BlockWeights* w) {
-    ctx->save_for_backward({context_NE});
+                        const BlockWeights* w, const DropoutKeys& keys) {
+    ctx->save_for_backward({context_NE, keys.rows_N});
     keep_pointer(ctx, "w", w);
     LinearWeights matrix = w->attention_output;
     matrix.bias.reset();  // once, behind the sum
-    Tensor out = w->context->rows.sum(linear(context_NE, matrix), "tp.attention_output.y").wait();
+    Tensor out = w->context->rows.sum(linear(context_NE, matrix, keys), "tp.attention_output.y").wait();
     if (w->attention_output.bias.defined()) out.add_(w->attention_output.bias);
     return out.add_(residual_nD);
   }
@@ -228,30 +247,32 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dy = grads[0].contiguous(), input = saved[0];
     const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
     const Tensor dh = adapter_gradient(dy_all, w->attention_output);
-    now_or_later(context, [dy, dy_all, dh, input, w, &context] {
+    const DropoutKeys keys{saved[1]};
+    now_or_later(context, [dy, dy_all, dh, keys, input, w, &context] {
       LinearWeights matrix = w->attention_output;
       if (matrix.bias_grad.defined()) {
         context.events->before_gradient(matrix.parameters);
         matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
       }
       matrix.bias_grad.reset();
-      accumulate_weight_gradient(dy_all, input, matrix, dh, context);
+      accumulate_weight_gradient(dy_all, input, matrix, dh, keys, context);
     });
-    return {linear_input_gradient(dy_all, w->attention_output, dh), dy, Tensor()};
+    return {linear_input_gradient(dy_all, w->attention_output, dh, keys), dy, Tensor(), Tensor()};
   }
 };
 
 struct MlpFn : torch::autograd::Function<MlpFn> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w,
+                        const DropoutKeys& keys) {
     const ModelContext& context = *w->context;
     auto normed =
         kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const Tensor gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up);
+    const Tensor gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
     const Tensor activated = kernels::swiglu_forward_op(gate_up);
     ctx->save_for_backward({x_nD, normed.rstd, gate_up, w->recompute.norm ? Tensor() : normed.y,
-                            w->recompute.swiglu ? Tensor() : activated});
+                            w->recompute.swiglu ? Tensor() : activated, keys.rows_N});
     keep_pointer(ctx, "w", w);
-    Tensor out = context.rows.sum(linear(activated, w->down), "tp.down.y").wait();
+    Tensor out = context.rows.sum(linear(activated, w->down, keys), "tp.down.y").wait();
     context.after_forward(w->unit);
     return out.add_(x_nD);
   }
@@ -265,15 +286,17 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const Tensor x = saved[0], rstd = saved[1], gate_up = saved[2], kept = saved[4];
     const Tensor dy_all = context.rows.gather(dy, "tp.down.dy").wait();
     const Tensor dh = adapter_gradient(dy_all, w->down);
-    now_or_later(context, [dy_all, dh, gate_up, kept, w, &context] {
+    const DropoutKeys keys{saved[5]};
+    now_or_later(context, [dy_all, dh, keys, gate_up, kept, w, &context] {
       const Tensor activated = kept.defined() ? kept : kernels::swiglu_forward_op(gate_up);
-      accumulate_weight_gradient(dy_all, activated, w->down, dh, context);
+      accumulate_weight_gradient(dy_all, activated, w->down, dh, keys, context);
     });
-    const Tensor d_gate_up = kernels::swiglu_backward_op(linear_input_gradient(dy_all, w->down, dh), gate_up);
+    const Tensor d_gate_up =
+        kernels::swiglu_backward_op(linear_input_gradient(dy_all, w->down, dh, keys), gate_up);
     const Tensor normed =
         saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
-    const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, context);
-    return {norm_backward(d_normed, x, rstd, norm, context, /*residual_grad=*/dy), Tensor()};
+    const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, keys, context);
+    return {norm_backward(d_normed, x, rstd, norm, context, /*residual_grad=*/dy), Tensor(), Tensor()};
   }
 };
 
@@ -339,7 +362,7 @@ struct LinearHeadLossFn : torch::autograd::Function<LinearHeadLossFn> {
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
       const Tensor x = x_ND.narrow(0, begin, count);
-      Tensor logits = linear(x, w);
+      Tensor logits = linear(x, w, {});
       sums.add_((*loss)(logits, begin));
       const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
       dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
@@ -370,14 +393,16 @@ int64_t rows_per_logits_chunk(int64_t rows, int64_t vocab, int64_t element_bytes
   return std::min(rows, fit);
 }
 
-Tensor attention_input(const Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope) {
-  return AttentionInputFn::apply(x_nD, &weights, rope);
+Tensor attention_input(const Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope,
+                       const DropoutKeys& keys) {
+  return AttentionInputFn::apply(x_nD, &weights, rope, keys);
 }
-Tensor attention_output(const Tensor& context_NE, const Tensor& residual_nD, const BlockWeights& weights) {
-  return AttentionOutputFn::apply(context_NE, residual_nD, &weights);
+Tensor attention_output(const Tensor& context_NE, const Tensor& residual_nD, const BlockWeights& weights,
+                        const DropoutKeys& keys) {
+  return AttentionOutputFn::apply(context_NE, residual_nD, &weights, keys);
 }
-Tensor mlp(const Tensor& x_nD, const BlockWeights& weights) {
-  return MlpFn::apply(x_nD, &weights);
+Tensor mlp(const Tensor& x_nD, const BlockWeights& weights, const DropoutKeys& keys) {
+  return MlpFn::apply(x_nD, &weights, keys);
 }
 Tensor rms_norm(const Tensor& x_nD, const NormWeights& weights, const ModelContext& context) {
   return RmsNormFn::apply(x_nD, &weights, &context);

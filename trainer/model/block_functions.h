@@ -14,13 +14,14 @@
 #include <string>
 #include <vector>
 
+#include "kernels/dropout_mask.h"
 #include "kernels/rope_op.h"
 #include "trainer/model/model_context.h"
 
 namespace hearth {
 
-// Low-rank adapters of a matrix (Hu et al. 2022): y += scale x A_p^T B_p^T in the rows of each part p. R =
-// parts x rank: the A of all parts are one matrix.
+// Low-rank adapters of a matrix (Hu et al. 2022): y += scale d(x) A_p^T B_p^T in the rows of each part p. R =
+// parts x rank: the A of all parts are one matrix, and one dropout d of the input serves all of them.
 struct LoraWeights {
   struct Part {
     int64_t first_row = 0;  // of the fused matrix
@@ -30,6 +31,7 @@ struct LoraWeights {
   std::vector<Part> parts;
   int64_t rank = 0;
   double scale = 1.0;
+  std::optional<kernels::DropoutMask> dropout;  // used where the rows have keys
   std::vector<int64_t> parameters;
 };
 
@@ -78,18 +80,24 @@ struct VocabWeights {
   const ModelContext* context = nullptr;
 };
 
+// What names each of the N rows in the masks of dropout, int64 [N]; undefined: nothing is dropped.
+struct DropoutKeys {
+  at::Tensor rows_N;
+};
+
 struct RopeInput {
   kernels::RopeTable table;  // rows for every position used
   at::Tensor positions;      // int64 [N]
 };
 
 // x_nD -> norm -> fused q,k,v -> (q/k norm) -> RoPE. Returns [N, H + 2K, W].
-at::Tensor attention_input(const at::Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope);
+at::Tensor attention_input(const at::Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope,
+                           const DropoutKeys& keys);
 // residual_nD + context_NE W_o^T
 at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_nD,
-                            const BlockWeights& weights);
+                            const BlockWeights& weights, const DropoutKeys& keys);
 // x_nD + down(swiglu(gate_up(norm(x_nD))))
-at::Tensor mlp(const at::Tensor& x_nD, const BlockWeights& weights);
+at::Tensor mlp(const at::Tensor& x_nD, const BlockWeights& weights, const DropoutKeys& keys);
 at::Tensor rms_norm(const at::Tensor& x_nD, const NormWeights& weights, const ModelContext& context);
 // Rows [n, D] of the table for ids [N]. `anchor` is any tensor that requires grad: it puts the lookup into
 // the graph.

@@ -27,4 +27,33 @@ class ParameterEvents {
   virtual void gradient_ready(const std::vector<int64_t>& /*parameters*/) {}
 };
 
+// Tells two, in this order. Borrows them.
+class BothEvents : public ParameterEvents {
+ public:
+  BothEvents(ParameterEvents& first, ParameterEvents& second) : first_(first), second_(second) {}
+  void before_use(int64_t unit, UsePhase phase) override {
+    first_.before_use(unit, phase);
+    second_.before_use(unit, phase);
+  }
+  void after_use(int64_t unit, UsePhase phase) override {
+    first_.after_use(unit, phase);
+    second_.after_use(unit, phase);
+  }
+  void expect_use(int64_t unit) override {
+    first_.expect_use(unit);
+    second_.expect_use(unit);
+  }
+  void before_gradient(const std::vector<int64_t>& parameters) override {
+    first_.before_gradient(parameters);
+    second_.before_gradient(parameters);
+  }
+  void gradient_ready(const std::vector<int64_t>& parameters) override {
+    first_.gradient_ready(parameters);
+    second_.gradient_ready(parameters);
+  }
+
+ private:
+  ParameterEvents &first_, &second_;
+};
+
 }  // namespace hearth

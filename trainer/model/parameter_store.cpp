@@ -37,12 +37,14 @@ bool is_vocabulary_table(const std::string& name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-// What may share a bucket has one number: the layers' matrices (each layer for itself where `per_layer`),
-// each vocabulary table, the vectors.
-int64_t bucket_kind(const ParameterShard& shard, bool per_layer) {
-  constexpr int64_t kVectors = -1, kLayers = -2;
+// What may share a bucket has one number: the layers' matrices (each layer for itself where they come and
+// go), each vocabulary table, the vectors. From 0 on: those that come and go, where any do.
+int64_t bucket_kind(const ParameterShard& shard, BucketMemory weights) {
+  constexpr int64_t kVectors = -1, kLayers = -2, kTables = -3;
   if (is_vector(shard)) return kVectors;
-  return per_layer || is_vocabulary_table(shard.spec.name) ? shard.unit : kLayers;
+  if (is_vocabulary_table(shard.spec.name))
+    return weights == BucketMemory::LayersOnDemand ? kTables - shard.unit : shard.unit;
+  return weights == BucketMemory::Resident ? kLayers : shard.unit;
 }
 
 // Groups in bucket order: what plan_buckets takes. Vectors come first, so that their buckets are the last
@@ -51,14 +53,14 @@ struct Groups {
   std::vector<BucketGroup> groups;
   std::vector<size_t> order;  // StoragePlan::order
 };
-Groups storage_groups(const std::vector<ParameterShard>& shards, bool per_layer) {
+Groups storage_groups(const std::vector<ParameterShard>& shards, BucketMemory weights) {
   Groups out;
   for (const bool vectors : {true, false})
     for (size_t i = 0; i < shards.size(); ++i) {
       if (is_vector(shards[i]) != vectors) continue;
       const bool joins = !out.order.empty() && out.order.back() + 1 == i &&
                          same_group(shards[i - 1].spec.name, shards[i].spec.name);
-      if (!joins) out.groups.push_back({.parameters = {}, .kind = bucket_kind(shards[i], per_layer)});
+      if (!joins) out.groups.push_back({.parameters = {}, .kind = bucket_kind(shards[i], weights)});
       out.groups.back().parameters.push_back({shards[i].spec.name, shards[i].storage_elements()});
       out.order.push_back(i);
     }
@@ -107,17 +109,19 @@ ParameterStore::ParameterStore(const ModelConfig& config, DType dtype, at::Devic
                       .bucket_elements = bucket_elements}) {}
 
 StoragePlan storage_plan(const std::vector<ParameterShard>& shards, const StoreOptions& options) {
-  Groups groups = storage_groups(shards, options.weights == BucketMemory::OnDemand);
+  Groups groups = storage_groups(shards, options.weights);
   return {plan_buckets(groups.groups, options.bucket_elements, options.data_parallel_size),
           std::move(groups.order)};
 }
 
 bool is_on_demand(const Bucket& bucket, const StoreOptions& options) {
-  return options.weights == BucketMemory::OnDemand && bucket.kind >= 0;
+  return options.weights != BucketMemory::Resident && bucket.kind >= 0;
 }
 
 ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const StoreOptions& options)
-    : options_(options), memory_(options.device) {
+    : options_(options),
+      own_memory_(options.memory == nullptr ? std::make_unique<MemoryLedger>(options.device) : nullptr),
+      memory_(options.memory == nullptr ? own_memory_.get() : options.memory) {
   StoragePlan storage = storage_plan(shards, options);
   plan_ = std::move(storage.plan);
   allocate();
@@ -159,7 +163,7 @@ void ParameterStore::allocate() {
     int64_t resident = 0;
     for (size_t b = 0; b < plan_.buckets.size(); ++b)
       resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
-    memory_.allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
+    memory_->allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
     const at::Tensor arena = at::zeros({resident}, options);
     std::vector<at::Tensor> buckets;
     int64_t at = 0;
@@ -190,24 +194,24 @@ bool ParameterStore::has_grads(int64_t bucket) const {
 
 void ParameterStore::restore_weights(int64_t bucket) {
   if (has_weights(bucket)) return;
-  memory_.allocating(MemoryPart::Weights, bytes_of(weights(bucket)));
+  memory_->allocating(MemoryPart::Weights, bytes_of(weights(bucket)));
   restore_memory(weights(bucket));
 }
 void ParameterStore::release_weights(int64_t bucket) {
   if (!weights_on_demand(bucket) || !has_weights(bucket)) return;
   release_memory(weights(bucket));
-  memory_.released(MemoryPart::Weights, bytes_of(weights(bucket)));
+  memory_->released(MemoryPart::Weights, bytes_of(weights(bucket)));
 }
 void ParameterStore::restore_grads(int64_t bucket) {
   if (has_grads(bucket)) return;
-  memory_.allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
+  memory_->allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
   restore_memory(grads(bucket));
   grads_[static_cast<size_t>(bucket)].zero_();
 }
 void ParameterStore::release_grads(int64_t bucket) {
   if (options_.grads != BucketMemory::OnDemand || !has_grads(bucket)) return;
   release_memory(grads(bucket));
-  memory_.released(MemoryPart::Gradients, bytes_of(grads(bucket)));
+  memory_->released(MemoryPart::Gradients, bytes_of(grads(bucket)));
 }
 
 int64_t ParameterStore::index(const std::string& name) const {
@@ -255,33 +259,35 @@ void ParameterStore::initial_values(int64_t parameter_index, uint64_t seed, int6
   });
 }
 
-void ParameterStore::fill(const Fill& produce, const std::function<void(int64_t bucket)>& done) {
-  constexpr int64_t kStagingElements = int64_t{1} << 24;  // 64 MiB of fp32 on the host at a time
-  for (size_t b = 0; b < plan_.buckets.size(); ++b) {
-    const auto bucket = static_cast<int64_t>(b);
-    const bool was_there = has_weights(bucket);
-    restore_weights(bucket);
-    if (!was_there) weights_[b].zero_();  // padding
-    for (const int64_t index : plan_.buckets[b].parameters) {
-      const at::Tensor flat = parameters_[static_cast<size_t>(index)].weight.view({-1});
-      const int64_t numel = flat.numel();
-      at::Tensor staging = at::empty({std::min(numel, kStagingElements)}, at::kFloat);
-      for (int64_t begin = 0; begin < numel; begin += kStagingElements) {
-        const int64_t count = std::min(kStagingElements, numel - begin);
-        produce(index, begin, begin + count, staging.data_ptr<float>());
-        at::Tensor target = flat.narrow(0, begin, count);
-        target.copy_(staging.narrow(0, 0, count));
-      }
-    }
-    if (done) done(bucket);
-    if (!was_there) release_weights(bucket);
-  }
+void ParameterStore::fill(const Fill& produce, const BucketDone& done) {
+  for (size_t b = 0; b < plan_.buckets.size(); ++b) fill_bucket(static_cast<int64_t>(b), produce, done);
 }
 
-void ParameterStore::initialize(uint64_t seed) {
+void ParameterStore::fill_bucket(int64_t bucket, const Fill& produce, const BucketDone& done) {
+  constexpr int64_t kStagingElements = int64_t{1} << 24;  // 64 MiB of fp32 on the host at a time
+  const auto b = static_cast<size_t>(bucket);
+  const bool was_there = has_weights(bucket);
+  restore_weights(bucket);
+  if (!was_there) weights_[b].zero_();  // padding
+  for (const int64_t index : plan_.buckets[b].parameters) {
+    const at::Tensor flat = parameters_[static_cast<size_t>(index)].weight.view({-1});
+    const int64_t numel = flat.numel();
+    at::Tensor staging = at::empty({std::min(numel, kStagingElements)}, at::kFloat);
+    for (int64_t begin = 0; begin < numel; begin += kStagingElements) {
+      const int64_t count = std::min(kStagingElements, numel - begin);
+      produce(index, begin, begin + count, staging.data_ptr<float>());
+      at::Tensor target = flat.narrow(0, begin, count);
+      target.copy_(staging.narrow(0, 0, count));
+    }
+  }
+  if (done) done(bucket);
+  if (!was_there) release_weights(bucket);
+}
+
+void ParameterStore::initialize(uint64_t seed, const BucketDone& done) {
   fill([&](int64_t index, int64_t begin, int64_t end,
            float* out) { initial_values(index, seed, begin, end, out); },
-       {});
+       done);
 }
 
 void ParameterStore::read(const TensorSource& source, const std::string& prefix, int64_t parameter_index,
@@ -303,11 +309,11 @@ void ParameterStore::require(const TensorSource& source) const {
   }
 }
 
-void ParameterStore::load(const TensorSource& source) {
+void ParameterStore::load(const TensorSource& source, const BucketDone& done) {
   require(source);
   fill([&](int64_t index, int64_t begin, int64_t end,
            float* out) { read(source, "", index, begin, end, out); },
-       {});
+       done);
 }
 
 }  // namespace hearth

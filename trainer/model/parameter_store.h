@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -38,10 +39,9 @@ struct Parameter {
 };
 
 enum class WithGradients { No, Yes };
-enum class BucketMemory {
-  Resident,
-  OnDemand
-};  // OnDemand: absent until restore_weights() or restore_grads()
+// OnDemand: absent until restore_weights() or restore_grads(). LayersOnDemand: of weights, but not the
+// tables.
+enum class BucketMemory { Resident, OnDemand, LayersOnDemand };
 
 struct StoreOptions {
   DType dtype = DType::F32;
@@ -49,8 +49,9 @@ struct StoreOptions {
   WithGradients gradients = WithGradients::No;
   int64_t data_parallel_size = 1;  // every bucket divides by it
   int64_t bucket_elements = int64_t{1} << 40;
-  BucketMemory weights = BucketMemory::Resident;  // OnDemand: a bucket per layer; vectors stay resident
+  BucketMemory weights = BucketMemory::Resident;  // on demand: a bucket per layer; vectors stay resident
   BucketMemory grads = BucketMemory::Resident;
+  MemoryLedger* memory = nullptr;  // where weights and gradients are counted; null: a ledger of its own
 };
 
 // Where parameters lie: the one that the plan calls i is `shards[order[i]]`. Pure.
@@ -84,7 +85,7 @@ class ParameterStore {
   // Flat buckets, [plan().buckets[bucket].arena.count()]: parameter dtype, and fp32.
   const at::Tensor& weights(int64_t bucket) const { return weights_[static_cast<size_t>(bucket)]; }
   const at::Tensor& grads(int64_t bucket) const { return grads_[static_cast<size_t>(bucket)]; }
-  // Buckets whose weights come and go: those of matrices under BucketMemory::OnDemand.
+  // Buckets whose weights come and go.
   bool weights_on_demand(int64_t bucket) const { return on_demand_[static_cast<size_t>(bucket)]; }
   // Memory of a bucket: contents are undefined after weights are restored, zero after gradients are.
   void restore_weights(int64_t bucket);
@@ -98,24 +99,26 @@ class ParameterStore {
   bool has_unit(int64_t unit) const { return unit_buckets_.count(unit) != 0; }
   at::Device device() const { return options_.device; }
   // Weights and gradients held here; who holds more training state adds to it.
-  MemoryLedger& memory() { return memory_; }
+  MemoryLedger& memory() { return *memory_; }
   at::ScalarType scalar_type() const { return torch_dtype(options_.dtype); }
 
   // Calls `fill(parameter index, begin, end, fp32 out)` for every element held here, bucket by bucket, and
   // stores what it gives; `done(bucket)` after each bucket, while its memory is there.
   using Fill = std::function<void(int64_t parameter, int64_t begin, int64_t end, float* out)>;
-  void fill(const Fill& fill, const std::function<void(int64_t bucket)>& done);
+  using BucketDone = std::function<void(int64_t bucket)>;
+  void fill(const Fill& fill, const BucketDone& done);
+  void fill_bucket(int64_t bucket, const Fill& fill, const BucketDone& done = {});
 
   // Draws every weight from the counter-based generator: a pure function of (seed, name, element of the whole
   // tensor).
-  void initialize(uint64_t seed);
+  void initialize(uint64_t seed, const BucketDone& done = {});
   // The fp32 value that initialize() rounds: elements [begin, end) of the part of parameter `index` held
   // here.
   void initial_values(int64_t index, uint64_t seed, int64_t begin, int64_t end, float* out) const;
   // Names and whole shapes must be in `source`: Error{BadInput}.
   void require(const TensorSource& source) const;
   // Copies every parameter out of `source`, converting; names and shapes must match (Error{BadInput}).
-  void load(const TensorSource& source);
+  void load(const TensorSource& source, const BucketDone& done = {});
   // Elements [begin, end) of the part of parameter `index` held here, of `source`'s tensor `prefix` + name,
   // in fp32.
   void read(const TensorSource& source, const std::string& prefix, int64_t index, int64_t begin, int64_t end,
@@ -127,7 +130,8 @@ class ParameterStore {
                    const std::string& last) const;
 
   StoreOptions options_;
-  MemoryLedger memory_;
+  std::unique_ptr<MemoryLedger> own_memory_;
+  MemoryLedger* memory_;
   BucketPlan plan_;
   std::vector<Parameter> parameters_;
   std::unordered_map<std::string, int64_t> by_name_;

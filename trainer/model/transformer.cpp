@@ -8,7 +8,9 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "kernels/cross_entropy_op.h"
+#include "kernels/dropout_op.h"
 #include "kernels/gemm_op.h"
 #include "kernels/rope_op.h"
 #include "trainer/model/recompute.h"
@@ -110,6 +112,12 @@ std::optional<LoraWeights> Transformer::lora_weights(const std::string& first,
     row += matrix.shard.storage_rows;
   }
   if (names.empty()) return std::nullopt;
+  if (drops()) {
+    // The same for every layout: keyed by the matrix's name and places in the whole matrix.
+    const Parameter& a = store.at(lora_a_name(names.front()));
+    w.dropout = kernels::dropout_mask(kernels::counter_bits(adapters_->seed, xxh3_64(a.spec.name)), adapters_->dropout,
+                                      a.spec.shape[1], a.shard.box.offset[1]);
+  }
   w.a = store.fused_weight(lora_a_name(names.front()), lora_a_name(names.back()));
   w.a_grad = store.fused_main_grad(lora_a_name(names.front()), lora_a_name(names.back()));
   return w;
@@ -170,7 +178,9 @@ at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, con
 
 at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input,
                               const RopeInput& rope) const {
-  at::Tensor out = mlp(attention_output(attend(attention_input(x, w, rope), w, input), x, w), w);
+  const DropoutKeys& keys = input.dropout_keys;
+  const at::Tensor attended = attend(attention_input(x, w, rope, keys), w, input);
+  at::Tensor out = mlp(attention_output(attended, x, w, keys), w, keys);
   observe(fmt::format("layers.{}", w.unit - 1), out);
   return out;
 }
@@ -225,9 +235,9 @@ void Transformer::observe(const std::string& name, const at::Tensor& x_nD) const
 at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const ModelInput& input,
                                      const RopeInput& rope, KvCache& cache) const {
   const BlockWeights& w = *blocks_[layer];
-  const at::Tensor attended = attention_cached(attention_input(x, w, rope), w.num_heads, w.num_kv_heads,
+  const at::Tensor attended = attention_cached(attention_input(x, w, rope, {}), w.num_heads, w.num_kv_heads,
                                                input.layout, cache, static_cast<int64_t>(layer));
-  return mlp(attention_output(attended, x, w), w);
+  return mlp(attention_output(attended, x, w, {}), w, {});
 }
 
 // Logits of this rank's part of the vocabulary, padding included.

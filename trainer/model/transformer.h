@@ -22,6 +22,7 @@ struct ModelInput {
   AttentionLayout layout;               // who attends to whom; only batch and sequence where `shared` is set
   std::optional<ContextLayout> shared;  // of sequences that several ranks share
   at::Tensor positions_N;               // int64, on the model's device, where `shared` is set
+  DropoutKeys dropout_keys;             // of training with dropout
   int64_t rows() const { return ids_N.size(0); }
 };
 
@@ -30,6 +31,8 @@ struct ModelInput {
 struct Adapters {
   ParameterStore& store;  // made of lora_shards()
   LoraShape shape;
+  double dropout = 0;  // of their input, in training
+  uint64_t seed = 0;   // of the dropout
 };
 
 class Transformer {
@@ -87,6 +90,7 @@ class Transformer {
   const VocabWeights& head() const { return head_; }
   at::Tensor head_rows(const at::Tensor& hidden_ND) const;
 
+  bool drops() const { return adapters_ != nullptr && adapters_->dropout > 0; }
   const ModelConfig& config() const { return config_; }
   const ModelChunk& chunk() const { return chunk_; }
   const ModelContext& context() const { return context_; }

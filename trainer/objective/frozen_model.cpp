@@ -15,50 +15,50 @@ bool is_vocabulary_table(const std::string& name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-// The training's layout around another model. A written split of layers is of the model in training.
-ExperimentConfig around(const ExperimentConfig& training, const ModelConfig& shape) {
+}  // namespace
+
+ExperimentConfig frozen_model_config(const ExperimentConfig& training, const ModelConfig& shape) {
   ExperimentConfig config = training;
   static_cast<ModelConfig&>(config.model) = shape;
-  config.parallel.pipeline_model_parallel_layout.clear();
+  config.parallel.pipeline_model_parallel_layout.clear();  // of the model in training
   return config;
 }
 
-}  // namespace
-
 FrozenModel::FrozenModel(const ModelConfig& shape, const TensorSource& tensors,
-                         const ExperimentConfig& training, ParallelGroups& groups, at::Device device) {
-  const ExperimentConfig config = around(training, shape);
+                         const ExperimentConfig& training, ParallelGroups& groups, at::Device device,
+                         MemoryLedger& memory) {
+  const ExperimentConfig config = frozen_model_config(training, shape);
   require_tensor_parallel(shape, groups.mesh.size(MeshAxis::Tp));
   const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
   HEARTH_CHECK(shape.num_hidden_layers >= schedule.virtual_stages(), Config,
                "{} has {} layers, too few for {} pipeline stages", tensors.describe(),
                shape.num_hidden_layers, schedule.virtual_stages());
   const auto dtype = dtype_from_config(config.precision.dtype);
-  own_ = std::make_unique<ParameterStore>(
+  own_ = std::make_unique<FrozenWeights>(
       parameter_shards(shape, model_partition(config, groups.mesh, schedule, groups.rank)),
-      StoreOptions{.dtype = dtype.value(), .device = device});
-  parameters_ = own_.get();
-  parameters_->load(tensors);
+      FrozenOptions{.form = frozen_form(config.parallel.zero_stage, groups.shards().size()),
+                    .dtype = dtype.value(),
+                    .device = device,
+                    .memory = &memory},
+      groups.shards());
+  weights_ = own_.get();
+  weights_->load(tensors);
   make_chunks(config, groups);
 }
 
-FrozenModel::FrozenModel(ParameterStore& parameters, const ExperimentConfig& training, ParallelGroups& groups)
-    : parameters_(&parameters) {
+FrozenModel::FrozenModel(FrozenWeights& weights, const ExperimentConfig& training, ParallelGroups& groups)
+    : weights_(&weights) {
   make_chunks(training, groups);
 }
 
 void FrozenModel::make_chunks(const ExperimentConfig& config, ParallelGroups& groups) {
   const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
-  ModelContext context;
-  if (groups.tensor)
-    context.rows = RowCollectives(
-        *groups.tensor, config.parallel.sequence_parallel ? SequenceParallel::On : SequenceParallel::Off);
-  context.sequence = {groups.context.get(),
-                      config.parallel.cp_comm_type == "a2a" ? ContextMethod::AllToAll : ContextMethod::Ring};
+  ModelContext context = model_context(config.parallel, groups.tensor.get(), groups.context.get());
+  context.events = &weights_->events();
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : model_partition(config, groups.mesh, schedule, groups.rank).chunks) {
-    chunks_.push_back(
-        std::make_unique<Transformer>(config.model, *parameters_, RecomputeChoice{}, chunk, context));
+    chunks_.push_back(std::make_unique<Transformer>(config.model, weights_->parameters(), RecomputeChoice{},
+                                                    chunk, context));
     chunks.push_back(chunks_.back().get());
   }
   executor_ = std::make_unique<PipelineExecutor>(schedule, groups.coordinate(MeshAxis::Pp), std::move(chunks),
@@ -67,7 +67,16 @@ void FrozenModel::make_chunks(const ExperimentConfig& config, ParallelGroups& gr
 
 at::Tensor FrozenModel::hidden(const ModelInput& input) {
   const at::NoGradGuard no_grad;
-  return executor_->infer(input, nullptr);
+  at::Tensor rows = executor_->infer(input, nullptr);
+  // Fetched with the last layer and the norm: the rows may wait long for the head.
+  if (rows.defined()) head_chunk().context().after_forward(head_chunk().head().unit);
+  return rows;
+}
+
+std::shared_ptr<const void> FrozenModel::hold_head() const {
+  const Transformer& head = head_chunk();
+  head.context().before_forward(head.head().unit);
+  return {&head, [](const Transformer* held) { held->context().after_forward(held->head().unit); }};
 }
 
 at::Tensor FrozenModel::logprobs(const ModelInput& input, const at::Tensor& targets_N) {

@@ -25,6 +25,7 @@ struct ObjectiveInputs {
   const ExperimentConfig& config;
   ParallelGroups& groups;
   at::Device device;
+  MemoryLedger& memory;  // of the run: where a model that the objective makes is counted
   // The weights that the run began from: those of model.init_from (resident here already as the frozen base
   // of adapters, or to be read from `init_from`). Null where the run began from random weights.
   FrozenModel* base = nullptr;

@@ -55,8 +55,10 @@ struct ObjectiveConfig {
 
   int64_t lora_rank = 0;
   double lora_alpha = 16;
+  double lora_dropout = 0.0;
   bool use_rslora = false;
   std::vector<std::string> lora_target_modules = {"all-linear"};
+  std::string quantize_base = "none";
 
   std::optional<std::string> teacher, teacher_cache;
   int64_t teacher_ranks = 0, teacher_top_k = 0;
@@ -83,9 +85,19 @@ struct ObjectiveConfig {
       "rank of low-rank adapters on frozen weights (model.init_from); 0 = all weights are trained");
     v("lora_alpha", lora_alpha, OnResume::Frozen,
       "adapters are scaled by lora_alpha / lora_rank, or / sqrt(lora_rank) with use_rslora");
+    v("lora_dropout", lora_dropout, OnResume::MustConfirm,
+      "share of the input's elements that adapters do not see in training, in [0, 1); linears that share an "
+      "input (q, k, v; gate, up) share the choice, which depends on training.seed and the token's place in "
+      "the "
+      "sample stream alone");
     v("use_rslora", use_rslora, OnResume::Frozen, "rank-stabilised scale of the adapters");
     v("lora_target_modules", lora_target_modules, OnResume::Frozen,
       "all-linear, or of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
+    v("quantize_base", quantize_base, OnResume::Frozen,
+      "none, or nf4 (QLoRA): the frozen linears of the layers below adapters are kept in 4-bit NormalFloat "
+      "with doubly quantised scales, 4.13 bits a weight, as bitsandbytes makes them; adapters are merged "
+      "into "
+      "the unquantised weights");
     v("teacher", teacher, OnResume::MustConfirm,
       "distill: checkpoint, run folder or HF directory of the teacher; the student's tokenizer");
     v("teacher_cache", teacher_cache, OnResume::MustConfirm,
@@ -118,12 +130,18 @@ struct ObjectiveConfig {
     e.require(lora_rank >= 0, "lora_rank", "must be >= 0, got {}", lora_rank);
     e.require(std::isfinite(lora_alpha) && lora_alpha > 0, "lora_alpha", "must be finite and > 0, got {}",
               lora_alpha);
+    e.require(0 <= lora_dropout && lora_dropout < 1, "lora_dropout", "must be in [0, 1), got {}",
+              lora_dropout);
+    e.require(lora_dropout == 0 || lora_rank > 0, "lora_dropout", "needs adapters: lora_rank is 0");
     e.require(!lora_target_modules.empty(), "lora_target_modules", "must name at least one module");
     for (size_t i = 0; i < lora_target_modules.size(); ++i) {
       std::vector<std::string_view> known{"all-linear"};
       known.insert(known.end(), lora_modules().begin(), lora_modules().end());
       e.one_of(lora_target_modules[i], fmt::format("lora_target_modules[{}]", i), known);
     }
+    e.one_of(quantize_base, "quantize_base", {"none", "nf4"});
+    e.require(quantize_base == "none" || lora_rank > 0, "quantize_base",
+              "needs adapters to train: set lora_rank, or quantize_base none");
     const int teachers = (teacher ? 1 : 0) + (teacher_cache ? 1 : 0);
     e.require(teachers == (kind == "distill" ? 1 : 0), "teacher", "{}",
               kind == "distill"

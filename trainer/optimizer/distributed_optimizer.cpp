@@ -51,12 +51,12 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
       comms_(comms),
       comm_(comms.data_parallel),
       zero_stage_(zero_stage),
-      separate_masters_(dtypes.masters && parameters.scalar_type() != at::kFloat) {
+      separate_masters_(dtypes.masters && parameters.scalar_type() != at::kFloat),
+      gathered_(parameters, comm_, "param") {
   HEARTH_REQUIRE(zero_stage >= 0 && zero_stage <= 3, "zero_stage {} is not 0, 1, 2 or 3", zero_stage);
   const BucketPlan& plan = parameters.plan();
-  HEARTH_REQUIRE(plan.dp_size == comm_.size(), "parameters are cut for {} data-parallel ranks, there are {}",
-                 plan.dp_size, comm_.size());
-  HEARTH_REQUIRE(parameters.options().weights == weight_memory(zero_stage) &&
+  const BucketMemory weights = parameters.options().weights;
+  HEARTH_REQUIRE((weights == BucketMemory::Resident || weights == weight_memory(zero_stage)) &&
                      parameters.options().grads == grad_memory(zero_stage),
                  "the parameter store was not made for zero_stage {}", zero_stage);
   const auto options = at::TensorOptions(parameters.device()).dtype(at::kFloat);
@@ -75,21 +75,11 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
         MemoryPart::Optimizer,
         count * ((separate_masters_ ? 4 : 0) + bytes_of(dtypes.exp_avg) + bytes_of(dtypes.exp_avg_sq)));
     if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * 4);
-    if (parameters.weights_on_demand(bucket.index)) {
-      parameters.memory().allocating(
-          MemoryPart::Weights, count * static_cast<int64_t>(parameters.weights(bucket.index).itemsize()));
-      bucket.weight_shard = at::zeros({count}, options.dtype(parameters.scalar_type()));
-    }
     bucket.master = separate_masters_ ? owned_weights(bucket).to(at::kFloat) : owned_weights(bucket);
     bucket.exp_avg = at::zeros({bucket.owned.count()}, options.dtype(dtypes.exp_avg));
     bucket.exp_avg_sq = at::zeros({bucket.owned.count()}, options.dtype(dtypes.exp_avg_sq));
     if (shards_gradients()) bucket.grad_shard = at::zeros({bucket.owned.count()}, options);
     plan_ranges(bucket);
-  }
-  for (const Parameter& p : parameters.parameters()) {
-    if (p.spec.name != "model.norm.weight") continue;  // of the head's unit, on the head's rank
-    last_layer_unit_ = p.shard.unit - 1;
-    head_unit_ = parameters.contains("lm_head.weight") ? p.shard.unit : 0;
   }
 }
 
@@ -153,8 +143,7 @@ at::Tensor DistributedOptimizer::owned_grads(const BucketState& bucket) const {
   return shards_gradients() ? bucket.grad_shard : part(parameters_.grads(bucket.index), bucket.owned);
 }
 at::Tensor DistributedOptimizer::owned_weights(const BucketState& bucket) const {
-  return bucket.weight_shard.defined() ? bucket.weight_shard
-                                       : part(parameters_.weights(bucket.index), bucket.owned);
+  return zero_stage_ == 0 ? parameters_.weights(bucket.index) : gathered_.part(bucket.index);
 }
 
 void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses, int64_t micro_batches) {
@@ -295,54 +284,7 @@ void DistributedOptimizer::step(double lr, double grad_scale) {
   if (zero_stage_ == 0) return;
   // Forward order, so that the first layers are whole first; stage 3 gathers at use.
   for (auto bucket = buckets_.rbegin(); bucket != buckets_.rend(); ++bucket)
-    if (!parameters_.weights_on_demand(bucket->index)) gather(*bucket);
-}
-
-void DistributedOptimizer::gather(BucketState& bucket) {
-  if (bucket.gather != nullptr) return;
-  parameters_.restore_weights(bucket.index);
-  const at::Tensor& whole = parameters_.weights(bucket.index);
-  bucket.gather = comm_.all_gather(owned_weights(bucket).data_ptr(), whole.data_ptr(), bucket.owned.count(),
-                                   dtype_of(whole), fmt::format("param.bucket{}", bucket.index));
-}
-
-void DistributedOptimizer::finish_parameters() {
-  for (auto& bucket : buckets_) {
-    if (bucket.gather != nullptr) bucket.gather->wait();
-    bucket.gather.reset();
-    parameters_.release_weights(bucket.index);
-  }
-}
-
-// The unit that this rank uses after `unit`; one that it does not have where it cannot know.
-int64_t DistributedOptimizer::next_use(int64_t unit, UsePhase phase) const {
-  if (phase == UsePhase::Loss) return last_layer_unit_;
-  if (phase == UsePhase::Forward) return unit == last_layer_unit_ ? head_unit_ : unit + 1;
-  return unit > 1 ? unit - 1 : -1;  // the table's gradient needs no table
-}
-
-void DistributedOptimizer::expect_use(int64_t unit) {
-  if (zero_stage_ < 3 || !parameters_.has_unit(unit)) return;  // all weights are here
-  for (const int64_t index : parameters_.buckets_of_unit(unit))
-    if (parameters_.weights_on_demand(index) && !parameters_.has_weights(index))
-      gather(buckets_[static_cast<size_t>(index)]);
-}
-
-void DistributedOptimizer::before_use(int64_t unit, UsePhase phase) {
-  if (!parameters_.has_unit(unit)) return;  // of a model whose other parameters are trained
-  expect_use(unit);
-  for (const int64_t index : parameters_.buckets_of_unit(unit)) {
-    BucketState& bucket = buckets_[static_cast<size_t>(index)];
-    if (bucket.gather == nullptr) continue;
-    bucket.gather->wait();
-    bucket.gather.reset();
-  }
-  expect_use(next_use(unit, phase));
-}
-
-void DistributedOptimizer::after_use(int64_t unit, UsePhase) {
-  if (!parameters_.has_unit(unit)) return;
-  for (const int64_t index : parameters_.buckets_of_unit(unit)) parameters_.release_weights(index);
+    if (!parameters_.weights_on_demand(bucket->index)) gathered_.gather(bucket->index);
 }
 
 void DistributedOptimizer::for_each_part(
@@ -403,9 +345,7 @@ void DistributedOptimizer::load_into(const std::string& prefix, const TensorSour
 
 void DistributedOptimizer::load_masters(const ParameterStore::Fill& values) {
   parameters_.fill(values, [&](int64_t index) {
-    BucketState& bucket = buckets_[static_cast<size_t>(index)];
-    if (bucket.weight_shard.defined())
-      bucket.weight_shard.copy_(part(parameters_.weights(index), bucket.owned));
+    if (parameters_.weights_on_demand(index)) gathered_.keep_part(index);
   });
   if (!separate_masters_) return;  // the parameters themselves are the masters
   for_each_part(&BucketState::owned,

@@ -22,8 +22,7 @@
 #include <vector>
 
 #include "parallel/comm.h"
-#include "trainer/model/parameter_events.h"
-#include "trainer/model/parameter_store.h"
+#include "trainer/model/gathered_weights.h"
 #include "trainer/optimizer/optimizer_config.h"
 
 namespace hearth {
@@ -62,15 +61,15 @@ class DistributedOptimizer : public ParameterEvents {
   // otherwise.
   DistributedOptimizer(const OptimizerConfig& config, ParameterStore& parameters, const OptimizerComms& comms,
                        int64_t zero_stage, const OptimizerDtypes& dtypes = {});
-  // How a store must be made for a stage.
+  // How a store is made for a stage. Weights may be resident in any.
   static BucketMemory weight_memory(int64_t zero_stage);
   static BucketMemory grad_memory(int64_t zero_stage);
 
   // Clears the gradients. `uses[i]`: contributions to parameter i in one micro-batch.
   void begin_step(const std::vector<int64_t>& uses, int64_t micro_batches);
-  void before_use(int64_t unit, UsePhase phase) override;
-  void after_use(int64_t unit, UsePhase phase) override;
-  void expect_use(int64_t unit) override;
+  void before_use(int64_t unit, UsePhase phase) override { gathered_.before_use(unit, phase); }
+  void after_use(int64_t unit, UsePhase phase) override { gathered_.after_use(unit, phase); }
+  void expect_use(int64_t unit) override { gathered_.expect_use(unit); }
   void before_gradient(const std::vector<int64_t>& parameters) override;
   void gradient_ready(const std::vector<int64_t>& parameters) override;
   // Waits for every bucket and adds what other parallel groups hold. Gradients are then sums over all ranks
@@ -85,7 +84,7 @@ class DistributedOptimizer : public ParameterEvents {
   // ranks.
   void step(double lr, double grad_scale);
   // Waits until resident parameters are whole on this rank, and gives back buckets that were fetched ahead.
-  void finish_parameters();
+  void finish_parameters() { gathered_.finish(); }
   int64_t num_updates() const { return num_updates_; }
   void set_num_updates(int64_t updates) { num_updates_ = updates; }
 
@@ -108,12 +107,11 @@ class DistributedOptimizer : public ParameterEvents {
     ElementRange share;  // that this rank saves and measures, within owned
     at::Tensor master, exp_avg,
         exp_avg_sq;                      // [owned.count()]; without masters the first is of the parameters
-    at::Tensor weight_shard;             // stage 3: parameter dtype [owned.count()]
     at::Tensor grad_shard;               // stage 2, 3: fp32 [owned.count()]
     at::Tensor no_decay_ranges;          // int64 [R, 2], relative to owned.begin
     std::vector<ElementRange> counted;   // parts of `owned` that enter the norm here, relative to owned.begin
     int64_t pending = 0, per_cycle = 0;  // contributions until the next reduction
-    WorkPtr reduction, gather;
+    WorkPtr reduction;
     at::Tensor incoming;  // stage 2, 3: what the reduction under way delivers
   };
   struct Summation {  // of one range over another parallel group
@@ -129,8 +127,6 @@ class DistributedOptimizer : public ParameterEvents {
   at::Tensor owned_weights(const BucketState& bucket) const;
   void reduce(BucketState& bucket);
   void retire(BucketState& bucket);
-  void gather(BucketState& bucket);
-  int64_t next_use(int64_t unit, UsePhase phase) const;
   // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every
   // bucket.
   void for_each_part(
@@ -146,9 +142,8 @@ class DistributedOptimizer : public ParameterEvents {
   Comm& comm_;
   int64_t zero_stage_;
   bool separate_masters_;  // fp32 copies of parameters in another type
+  GatheredWeights gathered_;
   int64_t num_updates_ = 0;
-  int64_t head_unit_ = -1,
-          last_layer_unit_ = -1;  // of this rank; the table's unit where the head is tied; -1: no head
   std::vector<BucketState> buckets_;
   std::vector<Summation> summations_;
   std::deque<size_t> in_flight_;  // stage 2, 3: buckets whose reduction is under way, oldest first

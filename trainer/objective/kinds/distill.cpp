@@ -51,7 +51,7 @@ class Distill : public Objective {
     ModelConfig shape = teacher.config;
     shape.vocab_size = in.config.model.vocab_size;
     const ResizedVocabulary tensors(*teacher.tensors, teacher.config, shape.vocab_size);
-    teacher_ = std::make_unique<FrozenModel>(shape, tensors, in.config, in.groups, in.device);
+    teacher_ = std::make_unique<FrozenModel>(shape, tensors, in.config, in.groups, in.device, in.memory);
   }
 
   std::vector<std::string> metrics() const override { return {"ce loss", "kd loss"}; }
@@ -106,7 +106,8 @@ class Distill : public Objective {
       };
     Transformer& teacher = teacher_->head_chunk();
     const at::Tensor teacher_ND = teacher.context().rows.gather(batch.frozen, "tp.teacher.x").wait();
-    return [this, share, gather, &teacher, teacher_ND, targets_N](at::Tensor& logits, int64_t first) {
+    return [this, share, gather, &teacher, teacher_ND, targets_N, here = teacher_->hold_head()](
+               at::Tensor& logits, int64_t first) {
       const at::NoGradGuard no_grad;
       const int64_t count = logits.size(0);
       const at::Tensor theirs = teacher.head_rows(teacher_ND.narrow(0, first, count));

@@ -61,7 +61,7 @@ class Dpo : public Objective {
         in.init_from != nullptr, Config,
         "objective.kind dpo needs model.init_from: the reference are the weights that the run began from");
     own_ = std::make_unique<FrozenModel>(in.init_from->config, *in.init_from->tensors, in.config, in.groups,
-                                         in.device);
+                                         in.device, in.memory);
     reference_ = own_.get();
   }
 
