@@ -32,7 +32,8 @@ Trainer::Trainer(TrainerInputs inputs)
       is_root_(in_.control.rank() == 0),
       model_(in_.config, in_.groups, in_.device, in_.others) {
   const ExperimentConfig& c = in_.config;
-  if (in_.others.teacher != nullptr) teacher_ = in_.others.teacher->config;
+  if (in_.others.teacher != nullptr && in_.others.teacher_client == nullptr)
+    teacher_ = in_.others.teacher->config;
   batch_ = {.global_batch_size = c.training.global_batch_size,
             .micro_batch_size = c.training.micro_batch_size,
             .data_parallel_size = in_.groups.mesh.size(MeshAxis::Dp),

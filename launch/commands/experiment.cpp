@@ -165,7 +165,8 @@ std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const Expe
 
 std::optional<ModelConfig> teacher_shape(const LoadedConfig& loaded, CommandContext& context, Log& log) {
   const auto& path = loaded.config.objective.teacher;
-  if (!path || !context.fs.exists(*path)) return std::nullopt;
+  const bool elsewhere = loaded.config.objective.teacher_ranks > 0;
+  if (!path || elsewhere || !context.fs.exists(*path)) return std::nullopt;
   return open_model(context.fs, *context.job.control, log, *path).config;
 }
 

@@ -55,7 +55,7 @@ void require_same_tokens(const Tokenizer& teacher, const std::string& origin, co
 std::unique_ptr<ModelBundle> open_teacher(const LoadedConfig& loaded, const ExperimentData& data,
                                           CommandContext& context, Log& log);
 
-// Its shape, for estimates; empty where there is none, or none yet.
+// Its shape, for estimates; empty where there is none, or none yet, or where it has ranks of its own.
 std::optional<ModelConfig> teacher_shape(const LoadedConfig& loaded, CommandContext& context, Log& log);
 
 // The cache of objective.teacher_cache; null where there is none. Throws Error{BadInput} unless it is of the
