@@ -9,7 +9,8 @@
 #     trace       four ranks, traced: the share of each kind of communication that compute covers (read its log); on a
 #                 machine with four devices each rank has its own, else they share and the figures are a shared device's
 #     hang        a rank killed, stopped, asleep, or leaving out a call over NCCL: the page that names it, in time
-#     objectives  loss and gradients of every objective over NCCL, up to 8 ranks on one device, against PyTorch, transformers, PEFT
+#     objectives  loss and gradients of every objective over NCCL, up to 8 ranks on one device, against PyTorch, transformers, PEFT;
+#                 whole distillations with the teacher here, on ranks of its own, and offline
 #     verbs       hearth doctor, parity, eval, generate under layouts over NCCL; export and import of what it trained
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
 #     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
@@ -159,6 +160,7 @@ stage_objectives() {
   for case in $("$python" "$root/tests/integration/objectives.py" --list); do
     one objectives "$case" "$python" "$root/tests/integration/objectives.py" "$bundle/integration_dump_samples" "$case"
   done
+  one objectives distill_runs "$python" "$root/tests/integration/distill_runs.py"
   end_sharing
 }
 stage_verbs() {

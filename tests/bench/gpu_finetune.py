@@ -11,7 +11,7 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
-from fixture import REPOSITORY, Workspace, hearth  # noqa: E402
+from fixture import NO_SHAPE, REPOSITORY, Workspace, hearth  # noqa: E402
 
 WARM_UP, STEPS, SEQ = 5, 20, 2048
 BF16_STATES = {"precision__main_params_dtype": "none", "precision__exp_avg_dtype": "bf16", "precision__exp_avg_sq_dtype": "bf16"}
@@ -93,9 +93,7 @@ def widen_tokenizer(workspace, size):
 
 def measure(workspace, name, profile=False):
     student, teacher, micro, changes = CASES[name]
-    changes = {f"model__{key}": None for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "family",
-                                                 "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
-                                                 "tie_word_embeddings")} | changes
+    changes = NO_SHAPE | changes
     if teacher:
         changes["objective__teacher"] = write_model(workspace, teacher)
     # Windows of one document each, as the peers' causal mask.

@@ -7,7 +7,7 @@ import statistics
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
-from fixture import REPOSITORY, Workspace, hearth  # noqa: E402
+from fixture import NO_SHAPE, REPOSITORY, Workspace, hearth  # noqa: E402
 
 SHAPES = {"1b": ("llama-1b.yaml", 4096, 4), "135m": ("smollm2-135m.yaml", 2048, 16)}
 WARM_UP, STEPS = 5, 25
@@ -15,9 +15,7 @@ WARM_UP, STEPS = 5, 25
 
 def measure(workspace, name):
     preset, seq, micro = SHAPES[name]
-    changes = {f"model__{k}": None for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "family",
-                                             "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
-                                             "tie_word_embeddings")}
+    changes = dict(NO_SHAPE)
     # Windows of one document each, as the peer's causal mask: packing is measured elsewhere.
     changes.update(model__preset=os.path.join(REPOSITORY, "configs", "models", preset), data__seq_length=seq,
                    data__reset_attention_mask=False, data__validation=[], training__micro_batch_size=micro,

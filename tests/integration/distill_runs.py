@@ -108,7 +108,7 @@ def names_both_meshes(report, workspace):
 def fails_once(report, workspace):
     write_corpus(workspace.path("other.jsonl"), 100, seed=99)
     hearth(["data", "train-tokenizer", "other.jsonl", "--vocab-size", VOCAB_SIZE, "--output", "other"], workspace.folder)
-    make_model(workspace.path("stranger"), 4, layers=2)
+    make_model(workspace.path("stranger"), 4)
     for name in os.listdir(workspace.path("other")):
         os.link(workspace.path("other", name), workspace.path("stranger", name))
     cases = {
@@ -130,7 +130,8 @@ def main():
     report = Report()
     with Workspace() as workspace:
         # Other depth, width and padding of the vocabulary than the student's.
-        make_model(workspace.path("teacher"), 4, vocab_size=VOCAB_SIZE + 96, layers=3, hidden=96, tied=False)
+        make_model(workspace.path("teacher"), 4, vocab_size=VOCAB_SIZE + 96, num_hidden_layers=3, hidden_size=96,
+                   tie_word_embeddings=False)
         copy_tokenizer(workspace, workspace.path("teacher"))
         data = Shards(workspace).prepare_shards("messages")
         hearth(["distill", "cache", "teacher", "--data", "talk", "--output", "cache", "--top-k", VOCAB_SIZE, "--temperature", 2,

@@ -30,6 +30,9 @@ BASE_CONFIG = {
     "checkpoint.save": "runs/base", "checkpoint.save_interval": 0,
 }
 
+# Changes that leave the shape to model.preset or model.init_from.
+NO_SHAPE = {key.replace(".", "__"): None for key in BASE_CONFIG if key.startswith("model.")}
+
 
 def binary():
     return os.path.abspath(os.environ["HEARTH_BINARY"])

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from fixture import BASE_CONFIG, VOCAB_SIZE, Report, Workspace, device, hearth
+import train_vs_pytorch
 from train_vs_pytorch import batch_tensors, read_samples
 
 BATCH = BASE_CONFIG["training.global_batch_size"]
@@ -36,20 +37,9 @@ SPLIT_LAYOUTS = {
 }
 
 
-def make_model(folder, seed, vocab_size=VOCAB_SIZE, layers=2, **sizes):
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=sizes.get("hidden", 64), intermediate_size=sizes.get("ffn", 160), num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=sizes.get("tied", True),
-        rms_norm_eps=1e-5, rope_theta=10000.0, bos_token_id=None, eos_token_id=0, initializer_range=0.08,
-        attn_implementation="eager")
-    model = transformers.LlamaForCausalLM(config).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return model
+def make_model(folder, seed, **changes):
+    """With opinions: larger weights than a fresh model's."""
+    return train_vs_pytorch.make_model(folder, seed, initializer_range=0.08, **changes)
 
 
 def copy_tokenizer(workspace, folder):
@@ -88,7 +78,7 @@ class Case:
 
     def prepare(self):
         """Saves the weights that hearth starts from; returns the model to train and what else the loss needs."""
-        self.model = make_model(self.workspace.path("start"), 3, layers=self.layers)
+        self.model = make_model(self.workspace.path("start"), 3, num_hidden_layers=self.layers)
         return {"model__init_from": "start", "model__num_hidden_layers": self.layers}
 
     def parameters(self):
@@ -188,7 +178,7 @@ def through_nf4(weight):
 
 class Qlora(Lora):
     """Sizes of which tensor parallelism leaves whole blocks."""
-    sizes = {"hidden": 128, "ffn": 384}
+    sizes = {"hidden_size": 128, "intermediate_size": 384}
     config = {**Lora.config, "objective__quantize_base": "nf4", "model__hidden_size": 128, "model__intermediate_size": 384}
     layouts = {**LAYOUTS, 8: [*LAYOUTS[8], ["tensor_model_parallel_size=2", "pipeline_model_parallel_size=2", "zero_stage=3"],
                               ["pipeline_model_parallel_size=2", "pipeline_schedule=zb_h1"]]}
@@ -208,7 +198,7 @@ class LoraQv(Lora):
 
 class Distill(Case):
     kind, temperature, alpha, beta, vocab = "forward_kl", 1.0, 0.5, 0.5, VOCAB_SIZE + 96
-    teacher_layers, teacher_sizes = 3, {"hidden": 96, "tied": False}
+    teacher_layers, teacher_sizes = 3, {"hidden_size": 96, "tie_word_embeddings": False}
     layouts = Lora.layouts
 
     def prepare(self):
@@ -216,7 +206,7 @@ class Distill(Case):
                        "objective__kd_divergence": self.kind, "objective__logit_kl_temperature": self.temperature,
                        "objective__jsd_beta": self.beta}
         # Other depth, width and padding of the vocabulary.
-        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, layers=self.teacher_layers,
+        self.teacher = make_model(self.workspace.path("teacher"), 4, vocab_size=self.vocab, num_hidden_layers=self.teacher_layers,
                                   **self.teacher_sizes).eval()
         copy_tokenizer(self.workspace, self.workspace.path("teacher"))
         self.tokens = tokenizers.Tokenizer.from_file(self.workspace.path("tokenizer/tokenizer.json")).get_vocab_size()

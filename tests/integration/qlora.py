@@ -30,7 +30,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     report = Report()
     with Workspace() as workspace:
-        make_model(workspace.path("start"), 3, hidden=128, ffn=384)
+        make_model(workspace.path("start"), 3, hidden_size=128, intermediate_size=384)
         copy_tokenizer(workspace, workspace.path("start"))
         workspace.write_config(**SIZES, model__init_from="start", objective__lora_rank=4, objective__quantize_base="nf4",
                                training__train_iters=STEPS, checkpoint__save_interval=HALF)

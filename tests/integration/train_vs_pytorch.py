@@ -9,23 +9,18 @@ import sys
 import torch
 import transformers
 
-from fixture import BASE_CONFIG, VOCAB_SIZE, Report, Workspace
+from fixture import BASE_CONFIG, Report, Workspace
 
 FIRST20, REST, STEPS = 2e-6, 5e-5, 100
 SEQ, BATCH, SEED = BASE_CONFIG["data.seq_length"], BASE_CONFIG["training.global_batch_size"], BASE_CONFIG["training.seed"]
 
 
-def make_model(folder):
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=BASE_CONFIG["model.hidden_size"],
-        intermediate_size=BASE_CONFIG["model.intermediate_size"],
-        num_hidden_layers=BASE_CONFIG["model.num_hidden_layers"],
-        num_attention_heads=BASE_CONFIG["model.num_attention_heads"],
-        num_key_value_heads=BASE_CONFIG["model.num_key_value_heads"],
-        max_position_embeddings=BASE_CONFIG["model.max_position_embeddings"],
-        tie_word_embeddings=BASE_CONFIG["model.tie_word_embeddings"], rms_norm_eps=1e-5, rope_theta=10000.0,
-        bos_token_id=None, eos_token_id=0, attn_implementation="eager")
+def make_model(folder, seed=3, **changes):
+    """Saves a random Llama of the shape of BASE_CONFIG, but for `changes` of its config.json."""
+    torch.manual_seed(seed)
+    shape = {key.split(".")[1]: value for key, value in BASE_CONFIG.items() if key.startswith("model.") and key != "model.family"}
+    config = transformers.LlamaConfig(**{**shape, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": None, "eos_token_id": 0,
+                                         "attn_implementation": "eager", **changes})
     model = transformers.LlamaForCausalLM(config).float()
     with torch.no_grad():  # norms away from 1, so that they are tested too
         for parameter in model.parameters():

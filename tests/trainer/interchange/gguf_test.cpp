@@ -69,9 +69,8 @@ struct Made {
   TempFolder folder;
   std::string models = folder / "models", gguf = folder / "gguf";
   Made() {
-    const std::string here = std::string(__FILE__).substr(0, std::string(__FILE__).rfind('/'));
-    run_python(here + "/../../parity/make_models.py " + models + " > /dev/null");
-    run_python(here + "/make_gguf.py " + gguf + " " + models + " 2> /dev/null");
+    run_python(script("parity/make_models.py") + " " + models + " > /dev/null");
+    run_python(script("trainer/interchange/make_gguf.py") + " " + gguf + " " + models + " 2> /dev/null");
   }
 };
 const Made& made() {

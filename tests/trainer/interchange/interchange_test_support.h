@@ -24,6 +24,11 @@ inline void write_file(const std::string& path, const std::string& content) {
   BOOST_REQUIRE_MESSAGE(out.good(), "cannot write " << path);
 }
 
+// "parity/make_models.py" -> its path, for run_python.
+inline std::string script(const std::string& below_tests) {
+  return HEARTH_SOURCE_DIR "/tests/" + below_tests;
+}
+
 // Runs $HEARTH_PYTHON with `arguments` (a shell line); the test fails where it is not set or ends with an
 // error.
 inline void run_python(const std::string& arguments) {

@@ -14,10 +14,7 @@ namespace {
 
 struct Made {
   TempFolder folder;
-  Made() {
-    const std::string here = std::string(__FILE__).substr(0, std::string(__FILE__).rfind('/'));
-    run_python(here + "/make_pickles.py " + folder.path());
-  }
+  Made() { run_python(script("trainer/interchange/make_pickles.py") + " " + folder.path()); }
 };
 std::string made(const std::string& name) {
   static const Made files;

@@ -16,13 +16,9 @@ using nlohmann::json;
 
 namespace {
 
-std::string here() {
-  return std::string(__FILE__).substr(0, std::string(__FILE__).rfind('/'));
-}
-
 struct Made {
   TempFolder folder;
-  Made() { run_python(here() + "/../../parity/make_models.py " + folder.path() + " > /dev/null"); }
+  Made() { run_python(script("parity/make_models.py") + " " + folder.path() + " > /dev/null"); }
 };
 std::string model_folder(const std::string& name) {
   static const Made made;
@@ -100,7 +96,7 @@ BOOST_AUTO_TEST_CASE(hf_to_checkpoint_to_hf_is_bit_equal_and_transformers_agrees
     pairs += source + " " + options.output + "\n";
   }
   write_file(bench.folder / "pairs", pairs);
-  run_python(here() + "/check_export.py < " + (bench.folder / "pairs"));
+  run_python(script("trainer/interchange/check_export.py") + " < " + (bench.folder / "pairs"));
 }
 
 BOOST_AUTO_TEST_CASE(other_types_and_shards_load_in_transformers) {
@@ -122,7 +118,7 @@ BOOST_AUTO_TEST_CASE(other_types_and_shards_load_in_transformers) {
   bench.export_to(half, options);
   pairs += model_folder("llama") + " " + options.output + " rounded\n";
   write_file(bench.folder / "pairs", pairs);
-  run_python(here() + "/check_export.py < " + (bench.folder / "pairs"));
+  run_python(script("trainer/interchange/check_export.py") + " < " + (bench.folder / "pairs"));
 }
 
 BOOST_AUTO_TEST_CASE(pickled_weights_are_read_without_running_them) {
