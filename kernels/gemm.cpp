@@ -2,9 +2,13 @@
 
 #include <cublasLt.h>
 
+#include <algorithm>
+#include <array>
+#include <cstring>
 #include <map>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/launch_check.h"
@@ -13,6 +17,12 @@ namespace hearth::kernels {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what NVIDIA recommends for Hopper
+constexpr int kCandidates = 16;                       // algorithms that are timed
+constexpr int kUsesBeforeTuning =
+    2;                      // of a shape: lengths of prompts come once, shapes of training come back
+constexpr int kRounds = 3;  // every candidate is timed once in each, so that a warming card is fair to all
+constexpr float kRoundMilliseconds = 8.0f;  // long enough for the card's power limit to act as in training
+constexpr float kWorthChanging = 0.995f;    // of the heuristic's time; closer ones are noise
 
 void check(cublasStatus_t status, const char* call, const GemmArgs& a) {
   HEARTH_CHECK(status == CUBLAS_STATUS_SUCCESS, Cuda, "{}: {} for m={} n={} k={} {} -> {}", call,
@@ -45,8 +55,12 @@ using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDes
 struct Plan {
   Operation operation;
   Layout first, second, out;
-  cublasLtMatmulAlgo_t algorithm{};
+  cublasLtMatmulAlgo_t first_choice{};  // of the heuristic
+  cublasLtMatmulAlgo_t tuned{};
+  int uses = 0;
+  bool is_tuned = false;
 };
+static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(GemmAlgorithm));
 
 // 16 bytes where the pointer allows, otherwise what it has: the heuristic must not choose wider accesses.
 uint32_t alignment_bytes(const void* pointer) {
@@ -55,7 +69,7 @@ uint32_t alignment_bytes(const void* pointer) {
 }
 
 using Key = std::tuple<DType, DType, Transpose, Transpose, int64_t, int64_t, int64_t, int64_t, int64_t,
-                       int64_t, bool, bool, uint32_t, uint32_t, uint32_t>;
+                       int64_t, bool, bool, bool, uint32_t, uint32_t, uint32_t>;
 Key key_of(const GemmArgs& a) {
   return {a.operand_dtype,
           a.d_dtype,
@@ -69,9 +83,25 @@ Key key_of(const GemmArgs& a) {
           a.d_stride,
           a.bias != nullptr,
           a.beta != 0.0f,
+          a.c != nullptr,
           alignment_bytes(a.a),
           alignment_bytes(a.b),
-          alignment_bytes(a.d)};
+          std::min(alignment_bytes(a.d), a.c ? alignment_bytes(a.c) : 16u)};
+}
+
+// Of the plan file: everything that the choice depends on, in one word.
+std::string name_of(const GemmArgs& a) {
+  int device = 0;
+  cudaDeviceProp properties{};
+  HEARTH_CUDA_CHECK(cudaGetDevice(&device));
+  HEARTH_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  std::string card = properties.name;
+  std::replace(card.begin(), card.end(), ' ', '-');
+  const auto transpose = [](Transpose t) { return t == Transpose::Yes ? 'T' : 'N'; };
+  const auto [ad, dd, at, bt, m, n, k, as, bs, ds, bias, beta, other, a16, b16, d16] = key_of(a);
+  return fmt::format("{}:lt{}:{}:{}:{}{}:{}x{}x{}:{},{},{}:{}{}{}:{},{},{}", card, cublasLtGetVersion(),
+                     config_name(ad), config_name(dd), transpose(at), transpose(bt), m, n, k, as, bs, ds,
+                     bias ? "b" : "-", beta ? "+" : "-", other ? "c" : "-", a16, b16, d16);
 }
 
 cudaDataType_t cuda_type(DType dtype) {
@@ -116,43 +146,157 @@ Operation make_operation(const GemmArgs& a) {
   return operation;
 }
 
-Plan make_plan(cublasLtHandle_t handle, const GemmArgs& a) {
-  const bool a_t = a.a_transpose == Transpose::Yes, b_t = a.b_transpose == Transpose::Yes;
-  Plan plan{make_operation(a),
-            make_layout(a.operand_dtype, b_t ? a.n : a.k, b_t ? a.k : a.n, a.b_stride, a),
-            make_layout(a.operand_dtype, a_t ? a.k : a.m, a_t ? a.m : a.k, a.a_stride, a),
-            make_layout(a.d_dtype, a.m, a.n, a.d_stride, a),
-            {}};
-  // The heuristic looks at the bias pointer for its alignment.
-  if (a.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a.bias, a);
+// The heuristic's ranking, best first; at least one.
+std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Plan& plan, const GemmArgs& a,
+                                             int count) {
   cublasLtMatmulPreference_t raw = nullptr;
   check(cublasLtMatmulPreferenceCreate(&raw), "cublasLtMatmulPreferenceCreate", a);
   const Preference preference(raw);
   set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes, a);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_bytes(a.b), a);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_bytes(a.a), a);
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_bytes(a.d), a);
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_bytes(a.c ? a.c : a.d), a);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_bytes(a.d), a);
-  cublasLtMatmulHeuristicResult_t result{};
+  std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(count));
   int found = 0;
   check(cublasLtMatmulAlgoGetHeuristic(handle, plan.operation.get(), plan.first.get(), plan.second.get(),
-                                       plan.out.get(), plan.out.get(), preference.get(), 1, &result, &found),
+                                       plan.out.get(), plan.out.get(), preference.get(), count,
+                                       results.data(), &found),
         "cublasLtMatmulAlgoGetHeuristic", a);
-  HEARTH_CHECK(found > 0, Cuda, "cuBLASLt has no algorithm for m={} n={} k={} {} -> {}", a.m, a.n, a.k,
+  std::vector<cublasLtMatmulAlgo_t> ranked;
+  for (int i = 0; i < found; ++i)
+    if (const auto& result = results[static_cast<size_t>(i)]; result.state == CUBLAS_STATUS_SUCCESS)
+      ranked.push_back(result.algo);
+  HEARTH_CHECK(!ranked.empty(), Cuda, "cuBLASLt has no algorithm for m={} n={} k={} {} -> {}", a.m, a.n, a.k,
                config_name(a.operand_dtype), config_name(a.d_dtype));
-  plan.algorithm = result.algo;
+  return ranked;
+}
+
+Plan make_plan(cublasLtHandle_t handle, const GemmArgs& a) {
+  const bool a_t = a.a_transpose == Transpose::Yes, b_t = a.b_transpose == Transpose::Yes;
+  Plan plan{make_operation(a), make_layout(a.operand_dtype, b_t ? a.n : a.k, b_t ? a.k : a.n, a.b_stride, a),
+            make_layout(a.operand_dtype, a_t ? a.k : a.m, a_t ? a.m : a.k, a.a_stride, a),
+            make_layout(a.d_dtype, a.m, a.n, a.d_stride, a)};
+  // The heuristic looks at the bias pointer for its alignment.
+  if (a.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a.bias, a);
+  plan.first_choice = candidates(handle, plan, a, 1).front();
   return plan;
 }
+
+// Milliseconds of `count` calls of `run`, back to back.
+class Stopwatch {
+ public:
+  Stopwatch() {
+    HEARTH_CUDA_CHECK(cudaEventCreate(&begin_));
+    HEARTH_CUDA_CHECK(cudaEventCreate(&end_));
+  }
+  ~Stopwatch() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  template <class Run>
+  float time(int count, cudaStream_t stream, Run&& run) {
+    HEARTH_CUDA_CHECK(cudaEventRecord(begin_, stream));
+    for (int i = 0; i < count; ++i) run();
+    HEARTH_CUDA_CHECK(cudaEventRecord(end_, stream));
+    HEARTH_CUDA_CHECK(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    HEARTH_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin_, end_));
+    return milliseconds;
+  }
+
+ private:
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
 
 }  // namespace
 
 struct GemmContext::Impl {
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
+  GemmPlanFile* file = nullptr;
   std::map<Key, Plan> plans;
+
+  cublasStatus_t multiply(const Plan& p, const cublasLtMatmulAlgo_t& algorithm, const GemmArgs& a, void* d,
+                          cudaStream_t stream) const {
+    const float alpha = 1.0f;
+    return cublasLtMatmul(handle, p.operation.get(), &alpha, a.b, p.first.get(), a.a, p.second.get(), &a.beta,
+                          a.c ? a.c : a.d, p.out.get(), d, p.out.get(), &algorithm, workspace,
+                          kWorkspaceBytes, stream);
+  }
+  bool restore(Plan& plan, const GemmArgs& args) const;
+  void tune(Plan& plan, const GemmArgs& args, cudaStream_t stream);
 };
 
-GemmContext::GemmContext() : impl_(std::make_unique<Impl>()) {
+// What an earlier run found, where this library still takes it.
+bool GemmContext::Impl::restore(Plan& plan, const GemmArgs& args) const {
+  const auto kept = file ? file->find(name_of(args)) : std::nullopt;
+  if (!kept) return false;
+  cublasLtMatmulAlgo_t algorithm{};
+  std::memcpy(&algorithm, kept->data(), sizeof(algorithm));
+  cublasLtMatmulHeuristicResult_t result{};
+  if (cublasLtMatmulAlgoCheck(handle, plan.operation.get(), plan.first.get(), plan.second.get(),
+                              plan.out.get(), plan.out.get(), &algorithm, &result) != CUBLAS_STATUS_SUCCESS ||
+      result.workspaceSize > kWorkspaceBytes)
+    return false;
+  plan.tuned = algorithm;
+  return true;
+}
+
+// The fastest of the candidates on the product's own operands. A result that is added to where it lies (beta
+// 1, no c) goes to scratch memory meanwhile; where there is none left the heuristic's choice stays.
+void GemmContext::Impl::tune(Plan& plan, const GemmArgs& args, cudaStream_t stream) {
+  plan.tuned = plan.first_choice;
+  void* scratch = nullptr;
+  const bool adds_in_place = args.beta != 0.0f && (args.c == nullptr || args.c == args.d);
+  if (adds_in_place) {
+    const int64_t stride = args.d_stride > 0 ? args.d_stride : args.n;
+    if (cudaMalloc(&scratch, static_cast<size_t>(args.m * stride * size_bytes(args.d_dtype))) !=
+        cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return;
+    }
+  }
+  void* out = scratch ? scratch : args.d;
+  struct Timed {
+    cublasLtMatmulAlgo_t algorithm;
+    int calls;
+    std::array<float, kRounds> milliseconds;  // of a call
+  };
+  std::vector<Timed> timed;
+  Stopwatch watch;
+  for (const auto& algorithm : candidates(handle, plan, args, kCandidates)) {
+    if (multiply(plan, algorithm, args, out, stream) != CUBLAS_STATUS_SUCCESS)
+      continue;  // and loads its code
+    const float once = watch.time(1, stream, [&] { multiply(plan, algorithm, args, out, stream); });
+    timed.push_back(
+        {algorithm, std::max(1, static_cast<int>(kRoundMilliseconds / std::max(once, 1e-3f))), {}});
+  }
+  for (size_t round = 0; round < kRounds; ++round)
+    for (Timed& candidate : timed)
+      candidate.milliseconds[round] = watch.time(candidate.calls, stream, [&] {
+        multiply(plan, candidate.algorithm, args, out, stream);
+      }) / static_cast<float>(candidate.calls);
+  const auto median = [](const Timed& candidate) {
+    auto sorted = candidate.milliseconds;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[kRounds / 2];
+  };
+  const auto fastest = std::min_element(
+      timed.begin(), timed.end(), [&](const Timed& a, const Timed& b) { return median(a) < median(b); });
+  if (fastest != timed.end() && median(*fastest) < kWorthChanging * median(timed.front()))
+    plan.tuned = fastest->algorithm;
+  if (scratch) HEARTH_CUDA_CHECK(cudaFree(scratch));
+  if (!file) return;
+  GemmAlgorithm bytes{};
+  std::memcpy(bytes.data(), &plan.tuned, sizeof(plan.tuned));
+  file->keep(name_of(args), bytes);
+}
+
+GemmContext::GemmContext(GemmPlanFile* file) : impl_(std::make_unique<Impl>()) {
+  impl_->file = file;
   const cublasStatus_t status = cublasLtCreate(&impl_->handle);
   HEARTH_CHECK(status == CUBLAS_STATUS_SUCCESS, Cuda, "cublasLtCreate: {}", cublasLtGetStatusString(status));
   HEARTH_CUDA_CHECK(cudaMalloc(&impl_->workspace, kWorkspaceBytes));
@@ -168,14 +312,22 @@ void GemmContext::run(const GemmArgs& args, cudaStream_t stream) {
   require_launch(args.m > 0 && args.n > 0 && args.k > 0, "gemm", "m, n and k must be > 0",
                  args.m * args.n * args.k);
   const Key key = key_of(args);
-  auto plan = impl_->plans.find(key);
-  if (plan == impl_->plans.end()) plan = impl_->plans.emplace(key, make_plan(impl_->handle, args)).first;
-  const Plan& p = plan->second;
-  if (args.bias) set(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias, args);
-  const float alpha = 1.0f;
-  check(cublasLtMatmul(impl_->handle, p.operation.get(), &alpha, args.b, p.first.get(), args.a,
-                       p.second.get(), &args.beta, args.d, p.out.get(), args.d, p.out.get(), &p.algorithm,
-                       impl_->workspace, kWorkspaceBytes, stream),
+  auto found = impl_->plans.find(key);
+  if (found == impl_->plans.end()) found = impl_->plans.emplace(key, make_plan(impl_->handle, args)).first;
+  Plan& plan = found->second;
+  if (args.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias, args);
+  if (args.tune && !plan.is_tuned) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    HEARTH_CUDA_CHECK(cudaStreamIsCapturing(stream, &capture));
+    if (plan.uses == 0) plan.is_tuned = impl_->restore(plan, args);
+    if (!plan.is_tuned && plan.uses >= kUsesBeforeTuning && capture == cudaStreamCaptureStatusNone) {
+      impl_->tune(plan, args, stream);
+      plan.is_tuned = true;
+    }
+    ++plan.uses;
+  }
+  const bool use_tuned = args.tune && plan.is_tuned;
+  check(impl_->multiply(plan, use_tuned ? plan.tuned : plan.first_choice, args, args.d, stream),
         "cublasLtMatmul", args);
 }
 

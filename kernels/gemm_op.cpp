@@ -1,5 +1,6 @@
 #include "kernels/gemm_op.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -25,7 +26,12 @@ void check_matrix(const char* op, const char* what, const at::Tensor& matrix, co
                  like.device().str(), describe(matrix));
 }
 
-at::Tensor forward_aten(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M) {
+at::Tensor forward_aten(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
+                        const at::Tensor& residual_NM) {
+  if (residual_NM.defined()) {
+    const at::Tensor y = at::addmm(residual_NM, x_NK, w_MK.t());
+    return bias_M.defined() ? y.add(bias_M) : y;
+  }
   return bias_M.defined() ? at::addmm(bias_M, x_NK, w_MK.t()) : at::mm(x_NK, w_MK.t());
 }
 
@@ -39,19 +45,31 @@ void backward_weight_aten(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::T
 // hold only what can be rebuilt (handles, scratch memory, memoised heuristics), so this static is not state
 // that anyone can see. They are never destroyed, because the CUDA driver may be gone before static
 // destructors run.
-void run_gemm(const GemmArgs& args, const at::Tensor& on) {
-  static std::mutex mutex;
-  static auto& contexts = *new std::map<std::pair<int, cudaStream_t>, GemmContext>;
+struct GemmContexts {
+  std::mutex mutex;
+  std::unique_ptr<GemmPlanFile> file;
+  std::map<std::pair<int, cudaStream_t>, GemmContext> by_stream;
+};
+GemmContexts& gemm_contexts() {
+  static auto& contexts = *new GemmContexts;
+  return contexts;
+}
+
+void run_gemm(GemmArgs args, const at::Tensor& on) {
+  GemmContexts& contexts = gemm_contexts();
   const CudaScope scope(on);
-  const std::lock_guard lock(mutex);
-  contexts[{on.device().index(), scope.stream()}].run(args, scope.stream());
+  args.tune = !at::globalContext().deterministicAlgorithms();
+  const std::lock_guard lock(contexts.mutex);
+  contexts.by_stream.try_emplace({on.device().index(), scope.stream()}, contexts.file.get())
+      .first->second.run(args, scope.stream());
 }
 
 bool is_empty(const GemmArgs& args) {
   return args.m == 0 || args.n == 0 || args.k == 0;
 }
 
-at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M) {
+at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
+                        const at::Tensor& residual_NM) {
   at::Tensor y_NM = at::empty({x_NK.size(0), w_MK.size(0)}, x_NK.options());
   const GemmArgs args{.operand_dtype = kernel_dtype(x_NK),
                       .d_dtype = kernel_dtype(x_NK),
@@ -64,14 +82,15 @@ at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at
                       .b = w_MK.const_data_ptr(),
                       .d = y_NM.data_ptr(),
                       .bias = bias_M.defined() ? bias_M.const_data_ptr() : nullptr,
-                      .beta = 0.0f};
-  if (is_empty(args)) return forward_aten(x_NK, w_MK, bias_M);
+                      .beta = residual_NM.defined() ? 1.0f : 0.0f,
+                      .c = residual_NM.defined() ? residual_NM.const_data_ptr() : nullptr};
+  if (is_empty(args)) return forward_aten(x_NK, w_MK, bias_M, residual_NM);
   run_gemm(args, x_NK);
   return y_NM;
 }
 
-at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK) {
-  at::Tensor dx_NK = at::empty({dy_NM.size(0), w_MK.size(1)}, dy_NM.options());
+at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK, at::Tensor dx_NK) {
+  if (!dx_NK.defined()) dx_NK = at::empty({dy_NM.size(0), w_MK.size(1)}, dy_NM.options());
   const GemmArgs args{.operand_dtype = kernel_dtype(dy_NM),
                       .d_dtype = kernel_dtype(dy_NM),
                       .a_transpose = Transpose::No,
@@ -84,7 +103,7 @@ at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK) 
                       .d = dx_NK.data_ptr(),
                       .bias = nullptr,
                       .beta = 0.0f};
-  if (is_empty(args)) return at::mm(dy_NM, w_MK);
+  if (is_empty(args)) return dx_NK.zero_();
   run_gemm(args, dy_NM);
   return dx_NK;
 }
@@ -121,8 +140,18 @@ void backward_weight_cuda(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::T
 
 }  // namespace
 
+void keep_gemm_plans([[maybe_unused]] std::unique_ptr<GemmPlanFile> file) {
+#ifdef HEARTH_CUDA
+  GemmContexts& contexts = gemm_contexts();
+  const std::lock_guard lock(contexts.mutex);
+  HEARTH_REQUIRE(contexts.by_stream.empty() && contexts.file == nullptr,
+                 "keep_gemm_plans comes before the first product, and once");
+  contexts.file = std::move(file);
+#endif
+}
+
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
-                             KernelPath path) {
+                             KernelPath path, const at::Tensor& residual_NM) {
   constexpr const char* kOp = "linear_forward";
   check_activation(kOp, "x", x_NK, 2);
   check_matrix(kOp, "x", x_NK, x_NK);
@@ -136,25 +165,39 @@ at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, con
                    "{}: bias must be [{}] of x's dtype and device, got {}", kOp, w_MK.size(0),
                    describe(bias_M));
   }
+  if (residual_NM.defined()) {
+    check_matrix(kOp, "residual", residual_NM, x_NK);
+    HEARTH_REQUIRE(residual_NM.size(0) == x_NK.size(0) && residual_NM.size(1) == w_MK.size(0),
+                   "{}: residual must be [{}, {}], got {}", kOp, x_NK.size(0), w_MK.size(0),
+                   describe(residual_NM));
+  }
 #ifdef HEARTH_CUDA
-  if (path == KernelPath::Fused && x_NK.is_cuda()) return forward_cuda(x_NK, w_MK, bias_M);
+  if (path == KernelPath::Fused && x_NK.is_cuda()) return forward_cuda(x_NK, w_MK, bias_M, residual_NM);
 #endif
   static_cast<void>(path);  // on the CPU ATen is the only path
-  return forward_aten(x_NK, w_MK, bias_M);
+  return forward_aten(x_NK, w_MK, bias_M, residual_NM);
 }
 
-at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK, KernelPath path) {
+at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK, KernelPath path,
+                                    const at::Tensor& out_NK) {
   constexpr const char* kOp = "linear_backward_input";
   check_activation(kOp, "dy", dy_NM, 2);
   check_matrix(kOp, "dy", dy_NM, dy_NM);
   check_matrix(kOp, "w", w_MK, dy_NM);
   HEARTH_REQUIRE(dy_NM.size(1) == w_MK.size(0), "{}: dy [N, M] and w [M, K] must share M, got {} and {}", kOp,
                  describe(dy_NM), describe(w_MK));
+  if (out_NK.defined()) {
+    check_matrix(kOp, "out", out_NK, dy_NM);
+    HEARTH_REQUIRE(out_NK.size(0) == dy_NM.size(0) && out_NK.size(1) == w_MK.size(1),
+                   "{}: out must be [{}, {}], got {}", kOp, dy_NM.size(0), w_MK.size(1), describe(out_NK));
+  }
 #ifdef HEARTH_CUDA
-  if (path == KernelPath::Fused && dy_NM.is_cuda()) return backward_input_cuda(dy_NM, w_MK);
+  if (path == KernelPath::Fused && dy_NM.is_cuda()) return backward_input_cuda(dy_NM, w_MK, out_NK);
 #endif
   static_cast<void>(path);
-  return at::mm(dy_NM, w_MK);
+  if (!out_NK.defined()) return at::mm(dy_NM, w_MK);
+  at::Tensor out = out_NK;
+  return at::mm_out(out, dy_NM, w_MK);
 }
 
 void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,

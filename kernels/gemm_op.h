@@ -4,17 +4,25 @@
 // can be deferred. Thread-safe. Letters: N rows, K inputs, M outputs.
 #pragma once
 
+#include <memory>
+
+#include "kernels/gemm_plan_file.h"
 #include "kernels/op_support.h"
 
 namespace hearth::kernels {
 
-// x: [N, K]; w: [M, K]; bias: [M] or undefined; one dtype, contiguous. Returns y [N, M].
-at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},
-                             KernelPath path = KernelPath::Fused);
+// Products on CUDA whose shape comes back are timed once with several algorithms (gemm.h), unless ATen's
+// deterministic mode is on. `file` keeps the outcome over runs; call before the first product, once.
+void keep_gemm_plans(std::unique_ptr<GemmPlanFile> file);
 
-// Returns dx = dy W, [N, K].
+// x: [N, K]; w: [M, K]; bias: [M] or undefined; residual: [N, M] or undefined, added to every element before
+// the one rounding; one dtype, contiguous. Returns y [N, M].
+at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},
+                             KernelPath path = KernelPath::Fused, const at::Tensor& residual_NM = {});
+
+// Returns dx = dy W, [N, K]; written to `out` where it is given.
 at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK,
-                                    KernelPath path = KernelPath::Fused);
+                                    KernelPath path = KernelPath::Fused, const at::Tensor& out_NK = {});
 
 // dw_accum [M, K] (fp32) += dy^T x; where db_accum is not null, *db_accum [M] (fp32) += column sums of dy.
 void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,

@@ -43,6 +43,9 @@ Environment read_environment() {
   e.slurm_job_id = text_of("SLURM_JOB_ID");
   e.stderr_is_terminal = isatty(STDERR_FILENO) == 1;
   e.omp_num_threads = number_of({"OMP_NUM_THREADS"}, 0);
+  e.cache_folder = text_of("HEARTH_CACHE");
+  if (const std::string home = text_of("HOME"); e.cache_folder.empty() && !home.empty())
+    e.cache_folder = home + "/.cache/hearth";
   e.fault_plan = text_of("HEARTH_FAULT");
   return e;
 }

@@ -35,6 +35,7 @@ void add_commands(CLI::App& app, CommandContext& context) {
   add_data_decode_command(*data, context);
   add_train_command(app, context);
   add_plan_command(app, context);
+  add_bench_command(app, context);
   add_parity_command(app, context);
   add_eval_command(app, context);
   add_generate_command(app, context);

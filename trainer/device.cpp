@@ -4,10 +4,13 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
 
+#include <array>
+
 #include "base/error.h"
 
 #ifdef HEARTH_CUDA
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 #endif
@@ -90,6 +93,41 @@ double peak_flops(at::Device device) {
   if (has("H100") || has("H200") || has("GH200")) return 989e12;  // SXM, dense
   if (has("A100")) return 312e12;
   return 0.0;
+}
+
+std::string device_bus_id([[maybe_unused]] at::Device device) {
+#ifdef HEARTH_CUDA
+  if (device.is_cuda()) {
+    std::array<char, 32> text{};
+    if (cudaDeviceGetPCIBusId(text.data(), static_cast<int>(text.size()), device.index()) == cudaSuccess)
+      return text.data();
+  }
+#endif
+  return "";
+}
+
+int64_t device_allocator_calls([[maybe_unused]] at::Device device) {
+#ifdef HEARTH_CUDA
+  if (device.is_cuda()) {
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
+    return stats.num_device_alloc + stats.num_device_free;
+  }
+#endif
+  return 0;
+}
+
+int64_t peak_reserved_memory([[maybe_unused]] at::Device device) {
+#ifdef HEARTH_CUDA
+  if (device.is_cuda())
+    return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).reserved_bytes[0].peak;
+#endif
+  return 0;
+}
+
+void release_cached_memory([[maybe_unused]] at::Device device) {
+#ifdef HEARTH_CUDA
+  if (device.is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+#endif
 }
 
 HostAllocator snapshot_allocator([[maybe_unused]] at::Device device) {

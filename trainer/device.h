@@ -38,6 +38,13 @@ std::string device_name(at::Device device);
 // Dense bf16 peak in FLOP/s by the vendor's datasheet; 0 where it is not known (then there is no MFU).
 double peak_flops(at::Device device);
 
+std::string device_bus_id(at::Device device);  // as the driver's tools name it; empty on the CPU
+// How often LibTorch's allocator has asked the driver for memory, and the most that it held; 0 on the CPU.
+int64_t device_allocator_calls(at::Device device);
+int64_t peak_reserved_memory(at::Device device);
+// Gives what the allocator holds and no tensor uses back to the driver.
+void release_cached_memory(at::Device device);
+
 // Pinned host memory for checkpoint snapshots on CUDA; empty (plain memory) on the CPU.
 HostAllocator snapshot_allocator(at::Device device);
 

@@ -286,6 +286,14 @@ InferenceModel ParallelModel::inference() {
   return {*executor_, std::move(chunks), groups_.pipeline.get()};
 }
 
+bool ParallelModel::update(const StepTotals& totals, double learning_rate, double clip_grad) {
+  if (!std::isfinite(totals.lm_loss()) || !std::isfinite(totals.grad_norm())) return false;
+  // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
+  const double clip = clip_grad > 0 ? std::min(1.0, clip_grad / (totals.grad_norm() + 1e-6)) : 1.0;
+  optimizer_->step(learning_rate, clip / totals.valid_tokens);
+  return true;
+}
+
 StepTotals ParallelModel::sum_over_ranks(const LocalSums& mine, bool stop_requested) {
   const at::Tensor host =
       at::tensor({static_cast<double>(mine.valid_tokens), stop_requested ? 1.0 : 0.0}, at::kDouble);

@@ -4,6 +4,7 @@
 // Collective: every rank of the job makes it and calls it alike. Borrows the groups. Not thread-safe.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -25,6 +26,8 @@ struct StepTotals {
   double loss_sum = 0, valid_tokens = 0, squared_norm = 0;
   std::vector<double> metrics;  // sums of Objective::metrics()
   bool stop = false;            // some rank was asked to stop
+  double lm_loss() const { return loss_sum / valid_tokens; }
+  double grad_norm() const { return std::sqrt(squared_norm) / valid_tokens; }
 };
 
 // Models that a run reads beside the one that it trains. Borrowed while a ParallelModel is made and started.
@@ -84,6 +87,10 @@ class ParallelModel {
   InferenceModel inference();
   // The only wait for the device in a step.
   StepTotals sum_over_ranks(const LocalSums& mine, bool stop_requested);
+
+  // The update of a step, with gradients clipped to a norm of `clip_grad` (0: not clipped). Where the loss or
+  // the gradient is not finite, parameters stay as they are and the result is false; all ranks find the same.
+  bool update(const StepTotals& totals, double learning_rate, double clip_grad);
 
   int64_t micro_batches_per_step() const { return micro_batches_; }
   // What is trained: the model's parameters, or its adapters.

@@ -144,14 +144,10 @@ StepMetrics Trainer::train_step(bool& stop) {
   StepMetrics metrics;
   metrics.step = step;
   metrics.learning_rate = learning_rate(c.optimizer, c.training.train_iters, state_.step);
-  metrics.lm_loss = totals.loss_sum / totals.valid_tokens;
+  metrics.lm_loss = totals.lm_loss();
   metrics.objective = model_.objective_metrics(totals);
-  metrics.grad_norm = std::sqrt(totals.squared_norm) / totals.valid_tokens;
-  if (std::isfinite(metrics.lm_loss) && std::isfinite(metrics.grad_norm)) {
-    // As torch.nn.utils.clip_grad_norm_: never scales up, 1e-6 guards the division.
-    const double clip =
-        c.optimizer.clip_grad > 0 ? std::min(1.0, c.optimizer.clip_grad / (metrics.grad_norm + 1e-6)) : 1.0;
-    model_.optimizer().step(metrics.learning_rate, clip / totals.valid_tokens);
+  metrics.grad_norm = totals.grad_norm();
+  if (model_.update(totals, metrics.learning_rate, c.optimizer.clip_grad)) {
     consecutive_skips_ = 0;
   } else {
     skip_update(totals, step);
@@ -197,14 +193,14 @@ StepTotals Trainer::held_out_totals(const ValidationStream& stream) {
 
 double Trainer::old_loss() {
   const StepTotals totals = held_out_totals(*old_validation_);
-  return totals.loss_sum / totals.valid_tokens;
+  return totals.lm_loss();
 }
 
 ValidationMetrics Trainer::validate(int64_t step) {
   ValidationMetrics metrics{.step = step};
   if (validation_) {
     const StepTotals totals = held_out_totals(*validation_);
-    metrics.loss = totals.loss_sum / totals.valid_tokens;
+    metrics.loss = totals.lm_loss();
     metrics.num_tokens = static_cast<int64_t>(totals.valid_tokens);
     metrics.objective = model_.objective_metrics(totals);
   }

@@ -12,6 +12,7 @@ struct CommandContext;
 void add_doctor_command(CLI::App& parent, CommandContext& context);
 void add_train_command(CLI::App& parent, CommandContext& context);
 void add_plan_command(CLI::App& parent, CommandContext& context);
+void add_bench_command(CLI::App& parent, CommandContext& context);  // with train and kernels below it
 void add_parity_command(CLI::App& parent, CommandContext& context);
 void add_eval_command(CLI::App& parent, CommandContext& context);
 void add_generate_command(CLI::App& parent, CommandContext& context);

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "kernels/gemm_op.h"
 #include "parallel/binding.h"
 #include "trainer/device.h"
 
@@ -227,6 +228,9 @@ ComputePlace take_device(const std::string& choice, const std::vector<MeshPart>&
   const ComputePlace place{select_device(parse_device_choice(choice), control.local_rank()),
                            compute_threads(control, context.environment)};
   set_compute_threads(place.threads);
+  if (place.device.is_cuda() && !context.environment.cache_folder.empty())
+    kernels::keep_gemm_plans(std::make_unique<kernels::GemmPlanFile>(
+        context.fs, context.environment.cache_folder + "/gemm_plans.txt"));
   return place;
 }
 

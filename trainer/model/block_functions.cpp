@@ -59,14 +59,26 @@ Tensor outputs_of(const Tensor& y, const LoraWeights::Part& part) {
   return y.narrow(1, part.first_row, part.b.size(0));
 }
 
-Tensor linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys) {
-  Tensor y = kernels::linear_forward_op(x, w.weight, w.bias);
+Tensor linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys, const Tensor& residual = {}) {
+  Tensor y = kernels::linear_forward_op(x, w.weight, w.bias, kernels::KernelPath::Fused, residual);
   if (!w.lora) return y;
   const Tensor h = lora_hidden(lora_input(x, *w.lora, keys), *w.lora);
   for (size_t p = 0; p < w.lora->parts.size(); ++p)
     matmul_accumulate_op(hidden_of(h, p, *w.lora), MatmulTranspose::No, w.lora->parts[p].b,
                          MatmulTranspose::Yes, outputs_of(y, w.lora->parts[p]));
   return y;
+}
+
+// residual + the sum over the group of the ranks' products. Alone the product itself adds the residual;
+// otherwise, and for the bias, it comes once, behind the sum.
+Tensor row_linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys, const Tensor& residual,
+                  const RowCollectives& rows, const char* site) {
+  if (rows.size() == 1) return linear(x, w, keys, residual);
+  LinearWeights matrix = w;
+  matrix.bias.reset();
+  Tensor out = rows.sum(linear(x, matrix, keys), site).wait();
+  if (w.bias.defined()) out.add_(w.bias);
+  return out.add_(residual);
 }
 
 // Gradient of lora_hidden() before the scale: scale dy_p B_p, [N, R].
@@ -185,8 +197,10 @@ HeadNorm head_norm(Tensor section, const NormWeights& w) {
 struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
   // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without
   // recompute.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w,
-                        const RopeInput& rope, const DropoutKeys& keys) {
+  // The input is an output too: what the residual stream's gradient is then arrives here, where the norm's
+  // backward adds it, instead of in an addition of its own.
+  static variable_list forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w,
+                               const RopeInput& rope, const DropoutKeys& keys) {
     w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
     Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv, keys);
@@ -202,7 +216,7 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
                             k_norm.input, q_norm.rstd, k_norm.rstd, rope.table.cos_PD2, rope.table.sin_PD2,
                             rope.positions, keys.rows_N});
     keep_pointer(ctx, "w", w);
-    return qkv;
+    return {qkv, x_nD};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
@@ -223,7 +237,8 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
                               : kernels::rms_norm_forward_op(x, w->input_norm.weight, w->input_norm.eps).y;
     const Tensor d_normed =
         column_linear_backward(d_qkv.view({d_qkv.size(0), -1}), normed, w->qkv, {saved[10]}, context);
-    const Tensor dx = norm_backward(d_normed, x, rstd, w->input_norm, context);
+    const Tensor residual_grad = grads[1].defined() ? grads[1].contiguous() : Tensor();
+    const Tensor dx = norm_backward(d_normed, x, rstd, w->input_norm, context, residual_grad);
     context.events->after_use(w->unit, UsePhase::Backward);
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -234,11 +249,8 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
                         const BlockWeights* w, const DropoutKeys& keys) {
     ctx->save_for_backward({context_NE, keys.rows_N});
     keep_pointer(ctx, "w", w);
-    LinearWeights matrix = w->attention_output;
-    matrix.bias.reset();  // once, behind the sum
-    Tensor out = w->context->rows.sum(linear(context_NE, matrix, keys), "tp.attention_output.y").wait();
-    if (w->attention_output.bias.defined()) out.add_(w->attention_output.bias);
-    return out.add_(residual_nD);
+    return row_linear(context_NE, w->attention_output, keys, residual_nD, w->context->rows,
+                      "tp.attention_output.y");
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
@@ -272,9 +284,9 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     ctx->save_for_backward({x_nD, normed.rstd, gate_up, w->recompute.norm ? Tensor() : normed.y,
                             w->recompute.swiglu ? Tensor() : activated, keys.rows_N});
     keep_pointer(ctx, "w", w);
-    Tensor out = context.rows.sum(linear(activated, w->down, keys), "tp.down.y").wait();
+    Tensor out = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
     context.after_forward(w->unit);
-    return out.add_(x_nD);
+    return out;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
@@ -365,7 +377,8 @@ struct LinearHeadLossFn : torch::autograd::Function<LinearHeadLossFn> {
       Tensor logits = linear(x, w, {});
       sums.add_((*loss)(logits, begin));
       const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
-      dx.narrow(0, begin, count).copy_(kernels::linear_backward_input_op(d_logits, w.weight));
+      kernels::linear_backward_input_op(d_logits, w.weight, kernels::KernelPath::Fused,
+                                        dx.narrow(0, begin, count));
       if (!main_grad.defined()) continue;
       // Asked for anew behind every wait for other ranks, in which the bucket may have gone out. Reported
       // once, in backward.
@@ -388,14 +401,17 @@ struct LinearHeadLossFn : torch::autograd::Function<LinearHeadLossFn> {
 }  // namespace
 
 int64_t rows_per_logits_chunk(int64_t rows, int64_t vocab, int64_t element_bytes) {
-  constexpr int64_t kChunkBytes = int64_t{256} << 20;  // enough rows to keep the GEMM at full speed
+  // The weight gradient of each chunk reads and writes the whole main gradient of the table, so chunks are
+  // large.
+  constexpr int64_t kChunkBytes = int64_t{1} << 30;
   const int64_t fit = std::max<int64_t>(128, kChunkBytes / (vocab * element_bytes) / 128 * 128);
   return std::min(rows, fit);
 }
 
-Tensor attention_input(const Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope,
-                       const DropoutKeys& keys) {
-  return AttentionInputFn::apply(x_nD, &weights, rope, keys);
+AttentionInput attention_input(const Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope,
+                               const DropoutKeys& keys) {
+  auto out = AttentionInputFn::apply(x_nD, &weights, rope, keys);
+  return {out[0], out[1]};
 }
 Tensor attention_output(const Tensor& context_NE, const Tensor& residual_nD, const BlockWeights& weights,
                         const DropoutKeys& keys) {

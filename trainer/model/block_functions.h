@@ -90,9 +90,13 @@ struct RopeInput {
   at::Tensor positions;      // int64 [N]
 };
 
-// x_nD -> norm -> fused q,k,v -> (q/k norm) -> RoPE. Returns [N, H + 2K, W].
-at::Tensor attention_input(const at::Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope,
-                           const DropoutKeys& keys);
+// x_nD -> norm -> fused q,k,v -> (q/k norm) -> RoPE.
+struct AttentionInput {
+  at::Tensor qkv_NHW;      // [N, H + 2K, W]
+  at::Tensor residual_nD;  // x_nD, for attention_output: this way the gradients of both meet in one kernel
+};
+AttentionInput attention_input(const at::Tensor& x_nD, const BlockWeights& weights, const RopeInput& rope,
+                               const DropoutKeys& keys);
 // residual_nD + context_NE W_o^T
 at::Tensor attention_output(const at::Tensor& context_NE, const at::Tensor& residual_nD,
                             const BlockWeights& weights, const DropoutKeys& keys);
@@ -127,7 +131,7 @@ at::Tensor chunk_cross_entropy(at::Tensor& logits_nV, const at::Tensor& targets_
 LossResult linear_cross_entropy(const at::Tensor& x_nD, const at::Tensor& targets_N, const VocabWeights& head,
                                 double scale);
 
-// Rows whose logits fit in about 256 MiB, a multiple of 128 where that leaves any choice.
+// Rows whose logits fit in about 1 GiB, a multiple of 128 where that leaves any choice.
 int64_t rows_per_logits_chunk(int64_t rows, int64_t vocab, int64_t element_bytes);
 
 }  // namespace hearth

@@ -179,8 +179,9 @@ at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, con
 at::Tensor Transformer::block(const at::Tensor& x, const BlockWeights& w, const ModelInput& input,
                               const RopeInput& rope) const {
   const DropoutKeys& keys = input.dropout_keys;
-  const at::Tensor attended = attend(attention_input(x, w, rope, keys), w, input);
-  at::Tensor out = mlp(attention_output(attended, x, w, keys), w, keys);
+  const AttentionInput in = attention_input(x, w, rope, keys);
+  const at::Tensor attended = attend(in.qkv_NHW, w, input);
+  at::Tensor out = mlp(attention_output(attended, in.residual_nD, w, keys), w, keys);
   observe(fmt::format("layers.{}", w.unit - 1), out);
   for (const StateTarget& target : input.states)
     if (target.layer == w.unit)
@@ -238,9 +239,10 @@ void Transformer::observe(const std::string& name, const at::Tensor& x_nD) const
 at::Tensor Transformer::cached_block(const at::Tensor& x, size_t layer, const ModelInput& input,
                                      const RopeInput& rope, KvCache& cache) const {
   const BlockWeights& w = *blocks_[layer];
-  const at::Tensor attended = attention_cached(attention_input(x, w, rope, {}), w.num_heads, w.num_kv_heads,
-                                               input.layout, cache, static_cast<int64_t>(layer));
-  return mlp(attention_output(attended, x, w, {}), w, {});
+  const AttentionInput in = attention_input(x, w, rope, {});
+  const at::Tensor attended = attention_cached(in.qkv_NHW, w.num_heads, w.num_kv_heads, input.layout, cache,
+                                               static_cast<int64_t>(layer));
+  return mlp(attention_output(attended, in.residual_nD, w, {}), w, {});
 }
 
 // Logits of this rank's part of the vocabulary, padding included.
