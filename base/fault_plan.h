@@ -41,6 +41,7 @@ class FaultInjector {
   FaultInjector(std::vector<FaultRule> plan, int rank)
       : plan_(std::move(plan)), matches_(plan_.size()), rank_(rank) {}
 
+  bool armed() const { return !plan_.empty(); }
   void set_step(int64_t step);
   // Carries out what the plan orders here. Returns an action that only the caller can carry out, if one
   // fires.

@@ -40,6 +40,7 @@ at::Device select_device(DeviceChoice choice, int local_rank) {
   const auto index = static_cast<c10::DeviceIndex>(local_rank % devices);
 #ifdef HEARTH_CUDA
   c10::cuda::set_device(index);
+  at::cuda::setCurrentCUDAStream(at::cuda::getStreamFromPool(/*isHighPriority=*/false, index));
 #endif
   return {at::kCUDA, index};
 }

@@ -21,7 +21,7 @@ DeviceChoice parse_device_choice(const std::string& text);
 int64_t num_cuda_devices();  // 0 without a GPU, a driver, or CUDA support in the build
 
 // Auto: CUDA where there is a device. Local rank r gets device r modulo the number of devices. Makes it
-// current. Throws Error{Cuda} where CUDA is asked for and there is none.
+// current, with a stream of its own: the default stream can be captured into no graph. Throws Error{Cuda} where CUDA is asked for and there is none.
 at::Device select_device(DeviceChoice choice, int local_rank);
 
 // Process-wide: ATen's intra-op threads; deterministic algorithms and full-precision fp32 matrix products.

@@ -237,8 +237,44 @@ ParallelModel::LocalSums ParallelModel::counted(at::Tensor sums, int64_t valid_t
   return mine;
 }
 
+void ParallelModel::allow_graphs(const ExperimentConfig& config, Log& log) {
+  if (device_.is_cpu() || config.training.cuda_graph == "off") return;
+  std::string reason;
+  if (groups_.everyone().size() > 1) {
+    reason = "ranks talk to each other within a step, under deadlines that a graph has no place for";
+  } else if (chunks_.size() > 1) {
+    reason = "the model is cut into pipeline chunks";
+  } else if (objective_->consults() || objective_->rewrites() || objective_->reads_ahead() > 0) {
+    reason = "the objective asks another model, or the model itself, within a step";
+  } else if (config.profile.enabled) {
+    reason = "a trace names every operator";
+  }
+  if (!reason.empty()) return log.info("event=cuda_graph state=off reason=\"{}\"", reason);
+  graph_ = std::make_unique<StepGraph>(
+      device_, config.training.cuda_graph == "auto",
+      [this] { return parameters_->memory().peak().activations; }, log);
+}
+
 ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor::NextMicroBatch& next,
                                                          const PipelineExecutor::Observer& observer) {
+  if (graph_ == nullptr || observer) return eager_step(next, observer);
+  std::vector<MicroBatch> batches;
+  int64_t valid_tokens = 0;
+  for (int64_t micro = 0; micro < micro_batches_; ++micro) {
+    batches.push_back(next());
+    valid_tokens += batches.back().valid_targets;
+  }
+  const auto step = [this](std::vector<MicroBatch> given) {
+    size_t taken = 0;
+    auto mine = eager_step([&] { return std::move(given[taken++]); }, {});
+    return StepGraph::Sums{std::move(mine.sums), std::move(mine.squared_norm)};
+  };
+  auto sums = graph_->run(std::move(batches), step);
+  return {std::move(sums.sums), valid_tokens, std::move(sums.squared_norm)};
+}
+
+ParallelModel::LocalSums ParallelModel::eager_step(const PipelineExecutor::NextMicroBatch& next,
+                                                   const PipelineExecutor::Observer& observer) {
   // Samples that the model itself writes: while the step runs, its chunks are at work.
   std::deque<MicroBatch> written;
   for (int64_t micro = 0; objective_->rewrites() && micro < micro_batches_; ++micro)

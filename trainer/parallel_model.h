@@ -18,6 +18,7 @@
 #include "trainer/optimizer/distributed_optimizer.h"
 #include "trainer/parallel_groups.h"
 #include "trainer/pipeline/pipeline_executor.h"
+#include "trainer/step_graph.h"
 
 namespace hearth {
 
@@ -62,6 +63,10 @@ class ParallelModel {
   // Continues from a checkpoint; `init_from` gives the weights below the adapters, and is not needed without.
   void resume(const TensorSource& checkpoint, const ModelBundle* init_from);
 
+  // From now on steps without an observer may run as CUDA graphs (trainer/step_graph.h), as
+  // training.cuda_graph says. `log` outlives this and is told why not where they cannot.
+  void allow_graphs(const ExperimentConfig& config, Log& log);
+
   // Samples as the chunks and the objective take them.
   MicroBatch micro_batch(const std::vector<Sample>& samples, DocumentMask mask);
   // The same of training data, into which the objective may let the model write first. For `next` below.
@@ -103,6 +108,8 @@ class ParallelModel {
 
  private:
   ModelContext training_context(const ParallelConfig& config, const PipelineSchedule& schedule);
+  LocalSums eager_step(const PipelineExecutor::NextMicroBatch& next,
+                       const PipelineExecutor::Observer& observer);
   LocalSums counted(at::Tensor sums, int64_t valid_tokens, at::Tensor squared_norm);
 
   const TensorSource& base_weights(const ModelBundle& init_from) const;
@@ -126,6 +133,7 @@ class ParallelModel {
   std::unique_ptr<FrozenModel> base_;  // the model without its adapters
   std::unique_ptr<Objective> objective_;
   PipelineExecutor::HeadLoss head_loss_;
+  std::unique_ptr<StepGraph> graph_;    // null: all steps are eager
   int64_t reads_ahead_ = 0;             // micro-batches, of the one that is computed
   std::vector<int64_t> gradient_uses_;  // per parameter, in one micro-batch
 };

@@ -39,6 +39,7 @@ Trainer::Trainer(TrainerInputs inputs)
             .data_parallel_size = in_.groups.mesh.size(MeshAxis::Dp),
             .data_parallel_rank = in_.groups.coordinate(MeshAxis::Dp)};
   set_deterministic(c.training.deterministic_mode);
+  model_.allow_graphs(c, in_.log);
   const auto held_out =
       [&](std::vector<std::unique_ptr<Dataset>>& datasets) -> std::unique_ptr<ValidationStream> {
     if (datasets.empty()) return nullptr;
@@ -108,7 +109,7 @@ StepTotals Trainer::forward_backward() {
   const auto before = [this](const Action& action) {
     if (action.kind == ActionKind::Forward && in_.faults.hit("fwd") == FaultAction::Nan) poisoned_ = true;
   };
-  auto sums = model_.forward_backward(next, before);
+  auto sums = model_.forward_backward(next, in_.faults.armed() ? before : PipelineExecutor::Observer());
   if (std::exchange(poisoned_, false)) sums.sums.fill_(std::nan(""));
   // A test of hangs may order this rank to go on as if the sums had come.
   if (in_.faults.hit("allreduce.before") == FaultAction::SkipCollective)

@@ -49,6 +49,7 @@ class Bench {
   Bench(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
         const BenchmarkOptions& options, const OtherModels& others)
       : config_(config), device_(device), model_(config, groups, device, others) {
+    model_.allow_graphs(config, log);
     model_.start(static_cast<uint64_t>(config.training.seed), others.init_from);
     for (int64_t i = 0; i < kPool; ++i)
       pool_.push_back(
@@ -98,7 +99,7 @@ double quantile(std::vector<double> values, double q) {
 
 BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
                                    const BenchmarkOptions& options, const OtherModels& others, Log& log) {
-  Bench bench(config, groups, device, options, others);
+  Bench bench(config, groups, device, options, others, log);
   BenchmarkResult result;
   for (int64_t i = 0; i < options.warm_up; ++i) {
     const double seconds = bench.step();

@@ -16,7 +16,7 @@
 namespace hearth {
 
 struct BenchmarkOptions {
-  int64_t warm_up = 8, steps = 20;
+  int64_t warm_up = 16, steps = 20;  // a CUDA graph is captured and judged within the first 13 steps
   // Of the documents in a sample, log-normal; 0: one document fills it. Counts with
   // data.reset_attention_mask.
   double mean_document_length = 0;
