@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "base/config_visit.h"
 
@@ -16,6 +17,7 @@ struct TrainingConfig {
   int64_t eval_iters = 10;
   int64_t log_interval = 1;
   bool deterministic_mode = false;
+  std::string attention_backend = "auto";
   bool operator==(const TrainingConfig&) const = default;
   template <class V>
   void visit(V&& v) {
@@ -30,6 +32,10 @@ struct TrainingConfig {
     v("log_interval", log_interval, OnResume::MayChange, "steps between lines of metrics.jsonl");
     v("deterministic_mode", deterministic_mode, OnResume::MayChange,
       "bit-for-bit repeatable on GPUs, at a cost; the CPU always is");
+    v("attention_backend", attention_backend, OnResume::MayChange,
+      "auto, or the kernels that attend on GPUs: cudnn (bf16, heads of 64 or 128; not with "
+      "deterministic_mode), "
+      "flash (FlashAttention-2), aten (LibTorch's choice)");
   }
   void validate(ConfigErrors& e) const {
     e.require(train_iters > 0, "train_iters", "is required and must be > 0, got {}", train_iters);
@@ -38,6 +44,7 @@ struct TrainingConfig {
     e.require(seed >= 0, "seed", "must be >= 0, got {}", seed);
     e.require(eval_interval >= 0, "eval_interval", "must be >= 0 (0 = never), got {}", eval_interval);
     e.require(eval_iters > 0, "eval_iters", "must be > 0, got {}", eval_iters);
+    e.one_of(attention_backend, "attention_backend", {"auto", "cudnn", "flash", "aten"});
     e.require(log_interval > 0, "log_interval", "must be > 0, got {}", log_interval);
   }
 };
