@@ -22,7 +22,7 @@
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${HEARTH_GPU_FOLDER:-$root/dist/gpu}
-kernel_tests=(rms_norm rope swiglu cross_entropy distillation dropout adamw embedding gemm nf4)
+kernel_tests=(rms_norm rope swiglu cross_entropy distillation dropout adamw embedding gemm attention nf4)
 table=()
 failed=0
 

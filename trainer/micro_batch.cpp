@@ -60,8 +60,7 @@ MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mas
   batch.input.ids_N = ids.to(model.device(), /*non_blocking=*/true);
   batch.targets_N = targets.to(model.device(), /*non_blocking=*/true);
   if (share.size() == 1) {
-    batch.input.layout =
-        make_attention_layout(document_starts, sequence, model.device(), model.scalar_type());
+    batch.input.layout = make_attention_layout(document_starts, sequence, model.attention_target());
     return batch;
   }
   batch.input.layout.batch = batch_size;

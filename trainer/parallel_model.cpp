@@ -139,7 +139,8 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
                                                             .tied_embedding = groups.tied_embedding.get()},
                                              config.parallel.zero_stage, optimizer_dtypes(config.precision));
   if (frozen_) events_ = std::make_unique<BothEvents>(frozen_->events(), *optimizer_);
-  const ModelContext context = training_context(config.parallel, schedule);
+  ModelContext context = training_context(config.parallel, schedule);
+  context.attention = attention_backend_from_config(config.training.attention_backend);
   gradient_uses_.assign(parameters_->parameters().size(), 0);
   std::vector<Transformer*> chunks;
   for (const ModelChunk& chunk : partition.chunks) {

@@ -42,7 +42,7 @@ std::string form_of(const std::vector<MicroBatch>& batches) {
     form +=
         fmt::format("{}x{},{}:", batch.input.layout.batch, batch.input.layout.sequence, batch.num_documents);
     for (const at::Tensor* tensor : tensors_of(batch)) form += fmt::format("{},", tensor->numel());
-    form += batch.input.layout.form() + ";";
+    if (batch.input.layout.documents) form += batch.input.layout.documents->graph_form();
   }
   return form;
 }
@@ -57,7 +57,7 @@ std::vector<MicroBatch> copies_of(const std::vector<MicroBatch>& batches) {
   std::vector<MicroBatch> copies = batches;
   for (MicroBatch& batch : copies) {
     for (at::Tensor* tensor : tensors_of(batch)) *tensor = tensor->clone();
-    batch.input.layout = batch.input.layout.clone();
+    if (auto& documents = batch.input.layout.documents) documents = documents->copy();
   }
   return copies;
 }
@@ -67,7 +67,8 @@ void copy_into(std::vector<MicroBatch>& fixed, const std::vector<MicroBatch>& ba
     const auto to = tensors_of(fixed[i]);
     const auto from = tensors_of(batches[i]);
     for (size_t t = 0; t < to.size(); ++t) to[t]->copy_(*from[t]);
-    fixed[i].input.layout.copy_from(batches[i].input.layout);
+    if (const auto& documents = batches[i].input.layout.documents)
+      documents->write_over(*fixed[i].input.layout.documents);
   }
 }
 

@@ -18,6 +18,7 @@ struct TrainingConfig {
   int64_t log_interval = 1;
   bool deterministic_mode = false;
   std::string cuda_graph = "auto";
+  std::string attention_backend = "auto";
   bool operator==(const TrainingConfig&) const = default;
   template <class V>
   void visit(V&& v) {
@@ -34,8 +35,11 @@ struct TrainingConfig {
       "bit-for-bit repeatable on GPUs, at a cost; the CPU always is");
     v("cuda_graph", cuda_graph, OnResume::MayChange,
       "auto | on | off: a step's forward and backward as one CUDA graph, on one GPU; auto times both ways "
-      "and keeps "
-      "the faster");
+      "and keeps the faster");
+    v("attention_backend", attention_backend, OnResume::MayChange,
+      "auto, or the kernels that attend on GPUs: cudnn (bf16, heads of 64 or 128; not with "
+      "deterministic_mode), "
+      "flash (FlashAttention-2), aten (LibTorch's choice)");
   }
   void validate(ConfigErrors& e) const {
     e.require(train_iters > 0, "train_iters", "is required and must be > 0, got {}", train_iters);
@@ -45,6 +49,7 @@ struct TrainingConfig {
     e.require(eval_interval >= 0, "eval_interval", "must be >= 0 (0 = never), got {}", eval_interval);
     e.require(eval_iters > 0, "eval_iters", "must be > 0, got {}", eval_iters);
     e.one_of(cuda_graph, "cuda_graph", {"auto", "on", "off"});
+    e.one_of(attention_backend, "attention_backend", {"auto", "cudnn", "flash", "aten"});
     e.require(log_interval > 0, "log_interval", "must be > 0, got {}", log_interval);
   }
 };

@@ -3,6 +3,7 @@
 // Usage: kernels_bench [FILTER]. Random data; several input sets in rotation so that the L2 cache does not
 // serve them; medians of CUDA events. A tool, not a test: it asserts nothing.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -11,10 +12,13 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "base/rng.h"
 #include "kernels/adamw_op.h"
+#include "kernels/attention_op.h"
 #include "kernels/cross_entropy_op.h"
 #include "kernels/distillation_op.h"
 #include "kernels/dropout_op.h"
@@ -359,6 +363,90 @@ void bench_nf4(Table& table, int64_t rows, int64_t columns) {
       [&](int64_t s) { nf4_dequantize_op(part, out[at_set(s)], KernelPath::Plain); });
 }
 
+// First rows of documents with log-normal lengths (sigma 1) of the given mean, cut at the ends of sequences.
+std::vector<int32_t> random_documents(int64_t batch, int64_t sequence, double mean) {
+  const CounterRng rng(7, uint64_t{1});
+  std::vector<int32_t> starts;
+  uint64_t draws = 0;
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t at = 0; at < sequence;) {
+      starts.push_back(static_cast<int32_t>(b * sequence + at));
+      at += std::max<int64_t>(1, static_cast<int64_t>(mean * std::exp(rng.normal(draws++) - 0.5)));
+    }
+  return starts;
+}
+
+// Multiply-adds of the two products of the forward pass, counted causal and within documents; the backward
+// pass has five. The ATen column: scaled_dot_product_attention for sequences, FlashAttention-2 for documents,
+// each with what putting its three gradients together costs.
+void bench_attention(Table& table, int64_t batch, int64_t sequence, const AttentionHeads& heads,
+                     double mean) {
+  const int64_t rows = batch * sequence, all = heads.query + 2 * heads.kv;
+  AttentionCall call{batch, sequence, heads, nullptr};
+  std::vector<int32_t> borders;
+  if (mean > 0) borders = random_documents(batch, sequence, mean);
+  if (mean == 0)
+    for (int64_t b = 0; b < batch; ++b) borders.push_back(static_cast<int32_t>(b * sequence));
+  std::vector<int32_t> starts = borders;
+  borders.push_back(static_cast<int32_t>(rows));
+  double pairs = 0;
+  int64_t longest = 0;
+  for (size_t i = 0; i + 1 < borders.size(); ++i) {
+    const int64_t length = borders[i + 1] - borders[i];
+    pairs += 0.5 * static_cast<double>(length * (length + 1));
+    longest = std::max(longest, length);
+  }
+  const at::Tensor cu_seqlens = at::tensor(borders, at::TensorOptions(at::kInt)).to(at::kCUDA);
+  if (mean > 0) {
+    auto documents = attention_documents(std::move(starts), rows, sequence);
+    documents.table =
+        at::tensor(attention_document_table(documents, heads), at::TensorOptions(at::kLong)).to(at::kCUDA);
+    call.documents = std::make_shared<const AttentionDocuments>(std::move(documents));
+  }
+  const double flops = 4.0 * pairs * static_cast<double>(heads.query * heads.width);
+  const double bytes = 2.0 * static_cast<double>(rows * (all + heads.query) * heads.width);
+  const auto qkv = Table::many(sets_for(bytes), [&] { return at::randn({rows, all, heads.width}, kBf16); });
+  const at::Tensor d_out = at::randn({rows, heads.query * heads.width}, kBf16);
+  const AttentionResult forward = attention_forward_op(qkv[0], call);
+
+  // With a graph for the backward row, which is built before the clock runs.
+  const auto peer_forward = [&](const at::Tensor& x) {
+    const auto parts = x.split_with_sizes({heads.query, heads.kv, heads.kv}, 1);
+    if (mean > 0)
+      return std::get<0>(at::_flash_attention_forward(parts[0], parts[1], parts[2], cu_seqlens, cu_seqlens,
+                                                      longest, longest, 0.0, true, false,
+                                                      1.0 / std::sqrt(static_cast<double>(heads.width))))
+          .reshape({rows, -1});
+    const auto by_head = [&](const at::Tensor& part) {
+      return part.view({batch, sequence, part.size(1), part.size(2)}).transpose(1, 2);
+    };
+    return at::scaled_dot_product_attention(by_head(parts[0]), by_head(parts[1]), by_head(parts[2]), {}, 0.0,
+                                            true, {}, heads.query != heads.kv)
+        .transpose(1, 2)
+        .reshape({rows, -1});
+  };
+  at::Tensor leaf = qkv[0].detach().requires_grad_(true);
+  const at::Tensor peer_out = peer_forward(leaf);
+
+  const std::string shape =
+      fmt::format("{}x{} {}+{} w{}{}", batch, sequence, heads.query, heads.kv, heads.width,
+                  mean > 0 ? fmt::format(" {} docs", borders.size() - 1) : "");
+  table.compute_row(
+      "attention_forward", shape, flops, bytes,
+      [&](int64_t s) { attention_forward_op(qkv[at_set(s)], call); },
+      [&](int64_t s) {
+        const at::NoGradGuard no_grad;
+        peer_forward(qkv[at_set(s)]);
+      });
+  table.compute_row(
+      "attention_backward", shape, 2.5 * flops, 2 * bytes,
+      [&](int64_t) { attention_backward_op(d_out, qkv[0], forward, call); },
+      [&](int64_t) {
+        leaf.mutable_grad() = at::Tensor();
+        peer_out.backward(d_out, /*retain_graph=*/true);
+      });
+}
+
 void run(const std::string& filter) {
   at::manual_seed(1);
   Table table(filter);
@@ -401,6 +489,12 @@ void run(const std::string& filter) {
     bench_nf4(table, 4096, 4096);
     bench_nf4(table, 14336, 4096);
   }
+  if (table.wants("attention"))
+    for (const double mean : {0.0, 600.0}) {
+      bench_attention(table, 4, 4096, {32, 8, 64}, mean);
+      bench_attention(table, 1, 8192, {32, 8, 128}, mean);
+      bench_attention(table, 16, 2048, {9, 3, 64}, mean);
+    }
   if (table.wants("gemm")) {
     bench_gemm(table, 16384, 2048, 16384);
     bench_gemm(table, 16384, 4096, 4096);

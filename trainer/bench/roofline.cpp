@@ -118,8 +118,8 @@ Rate attention_rate(const ExperimentConfig& config, at::Device device, double at
       at::randn({s.rows, s.heads + 2 * s.kv_heads, s.head_width}, options).set_requires_grad(true);
   const at::Tensor gradient = at::randn({s.rows, s.heads * s.head_width}, options);
   const std::vector<std::vector<int32_t>> starts(static_cast<size_t>(config.training.micro_batch_size), {0});
-  const AttentionLayout layout =
-      make_attention_layout(starts, config.data.seq_length, device, dtype_of(config));
+  const AttentionLayout layout = make_attention_layout(
+      starts, config.data.seq_length, {device, dtype_of(config), {s.heads, s.kv_heads, s.head_width}});
   const double seconds = seconds_per_call(device, at_least, [&] {
     attention(qkv, s.heads, s.kv_heads, layout).backward(gradient);
     qkv.mutable_grad().reset();

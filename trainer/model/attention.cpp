@@ -1,50 +1,21 @@
 #include "trainer/model/attention.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
 
-#include <algorithm>
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "base/error.h"
-#include "parallel/tensor/upload.h"
 
 namespace hearth {
 namespace {
-
-// Row starts of all documents of the micro-batch, ascending, each sequence's own start included.
-std::vector<int32_t> all_starts(const std::vector<std::vector<int32_t>>& document_starts, int64_t sequence) {
-  std::vector<int32_t> starts;
-  for (size_t b = 0; b < document_starts.size(); ++b) {
-    const auto base = checked_cast<int32_t>(static_cast<int64_t>(b) * sequence);
-    starts.push_back(base);
-    for (const int32_t start : document_starts[b]) {
-      HEARTH_REQUIRE(start >= 0 && start < sequence, "document start {} outside a sequence of {} tokens",
-                     start, sequence);
-      if (start > 0) starts.push_back(base + start);
-    }
-  }
-  HEARTH_REQUIRE(std::is_sorted(starts.begin(), starts.end()), "document starts are not ascending");
-  return starts;
-}
-
-// bool [B, 1, S, S]: key at or before the query and in the same document.
-at::Tensor document_mask(const std::vector<int32_t>& starts, int64_t batch, int64_t sequence) {
-  at::Tensor mask = at::empty({batch, 1, sequence, sequence}, at::kBool);
-  auto* out = mask.data_ptr<bool>();
-  size_t document = 0;
-  for (int64_t row = 0; row < batch * sequence; ++row) {
-    while (document + 1 < starts.size() && starts[document + 1] <= row) ++document;
-    const int64_t first = starts[document] - row / sequence * sequence, query = row % sequence;
-    bool* line = out + row * sequence;
-    std::fill(line, line + sequence, false);
-    std::fill(line + first, line + query + 1, true);
-  }
-  return mask;
-}
 
 // [N, heads, W] -> [B, heads, S, W], a view.
 at::Tensor heads_first(const at::Tensor& rows, const AttentionLayout& layout) {
@@ -55,24 +26,81 @@ at::Tensor rows_first(const at::Tensor& context_BHSW) {
   return context_BHSW.transpose(1, 2).reshape({-1, context_BHSW.size(1) * context_BHSW.size(3)});
 }
 
+struct KeptCall : torch::CustomClassHolder {
+  explicit KeptCall(kernels::AttentionCall c) : call(std::move(c)) {}
+  kernels::AttentionCall call;
+};
+
+// Returns the gradient of the whole projection as one new tensor, which the next function writes into.
+struct FusedAttentionFn : torch::autograd::Function<FusedAttentionFn> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& qkv_NHW,
+                            const kernels::AttentionCall& call) {
+    auto result = kernels::attention_forward_op(qkv_NHW, call);
+    ctx->save_for_backward({qkv_NHW, result.out_NE, result.statistics});
+    ctx->saved_data["call"] = c10::IValue::make_capsule(c10::make_intrusive<KeptCall>(call));
+    return result.out_NE;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto kept = c10::static_intrusive_pointer_cast<KeptCall>(ctx->saved_data["call"].toCapsule());
+    return {kernels::attention_backward_op(grads[0].contiguous(), saved[0], {saved[1], saved[2]}, kept->call),
+            at::Tensor()};
+  }
+};
+
+AttentionBackend backend_for(const AttentionTarget& target, int64_t sequence) {
+  return choose_attention_backend(target.setting,
+                                  {.device = target.device,
+                                   .dtype = target.dtype,
+                                   .head_width = target.heads.width,
+                                   .sequence = sequence,
+                                   .deterministic = at::globalContext().deterministicAlgorithms()});
+}
+
+// Rows of documents, or of sequences, which are batches of one length each.
+at::Tensor flash_attention(const at::Tensor& qkv_NHW, const std::vector<at::Tensor>& parts,
+                           const AttentionLayout& layout) {
+  const double scale = 1.0 / std::sqrt(static_cast<double>(qkv_NHW.size(2)));
+  PackedDocuments* const documents = layout.documents.get();
+  const auto rows = [&](const at::Tensor& part) {
+    return documents ? part : part.view({layout.batch, layout.sequence, part.size(1), part.size(2)});
+  };
+  const auto starts = documents ? std::optional(documents->cu_seqlens()) : std::nullopt;
+  const int64_t longest = documents ? documents->longest() : layout.sequence;
+  const auto out =
+      at::_flash_attention_forward(rows(parts[0]), rows(parts[1]), rows(parts[2]), starts, starts, longest,
+                                   longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                   /*return_debug_mask=*/false, scale);
+  return std::get<0>(out).reshape({qkv_NHW.size(0), -1});
+}
+
+at::Tensor aten_attention(const std::vector<at::Tensor>& parts, const AttentionLayout& layout) {
+  const at::Tensor q = heads_first(parts[0], layout), k = heads_first(parts[1], layout),
+                   v = heads_first(parts[2], layout);
+  const auto mask = layout.documents ? std::optional(layout.documents->mask()) : std::nullopt;
+  return rows_first(at::scaled_dot_product_attention(q, k, v, mask, 0.0, /*is_causal=*/!mask, std::nullopt,
+                                                     /*enable_gqa=*/q.size(1) != k.size(1)));
+}
+
 }  // namespace
 
 AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& document_starts,
-                                      int64_t sequence, at::Device device, at::ScalarType dtype) {
-  AttentionLayout layout;
-  layout.batch = static_cast<int64_t>(document_starts.size());
-  layout.sequence = sequence;
-  auto starts = all_starts(document_starts, sequence);
-  layout.has_boundaries = starts.size() > document_starts.size();
-  if (!layout.has_boundaries) return layout;
-  if (device.is_cpu() || dtype == at::kFloat) {
-    layout.mask = document_mask(starts, layout.batch, sequence).to(device);
-    return layout;
+                                      int64_t sequence, const AttentionTarget& target) {
+  AttentionLayout layout{static_cast<int64_t>(document_starts.size()), sequence, /*recurs=*/true, nullptr};
+  auto documents = std::make_shared<PackedDocuments>(document_starts, sequence, target.device);
+  if (documents->count() == layout.batch) return layout;
+  switch (backend_for(target, sequence)) {
+    case AttentionBackend::Cudnn:
+      documents->fused(target.heads);
+      break;
+    case AttentionBackend::Flash:
+      documents->cu_seqlens();
+      break;
+    default:
+      documents->mask();
   }
-  starts.push_back(checked_cast<int32_t>(layout.batch * sequence));
-  for (size_t i = 1; i < starts.size(); ++i)
-    layout.longest_document = std::max<int64_t>(layout.longest_document, starts[i] - starts[i - 1]);
-  layout.cu_seqlens = upload(starts, device);
+  layout.documents = std::move(documents);
   return layout;
 }
 
@@ -85,21 +113,21 @@ KvCache::KvCache(int64_t layers, int64_t batch, int64_t capacity, int64_t kv_hea
 }
 
 at::Tensor attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
-                     const AttentionLayout& layout) {
+                     const AttentionLayout& layout, AttentionBackend setting) {
+  const kernels::AttentionHeads heads{num_heads, num_kv_heads, qkv_NHW.size(2)};
+  const AttentionTarget target{qkv_NHW.device(), qkv_NHW.scalar_type(), heads, setting};
+  const AttentionBackend backend =
+      layout.recurs ? backend_for(target, layout.sequence) : AttentionBackend::Aten;
+  if (backend == AttentionBackend::Cudnn)
+    return FusedAttentionFn::apply(
+        qkv_NHW,
+        kernels::AttentionCall{.batch = layout.batch,
+                               .sequence = layout.sequence,
+                               .heads = heads,
+                               .documents = layout.documents ? layout.documents->fused(heads) : nullptr});
   const auto parts = qkv_NHW.split_with_sizes({num_heads, num_kv_heads, num_kv_heads}, 1);
-  if (layout.cu_seqlens.defined()) {
-    const double scale = 1.0 / std::sqrt(static_cast<double>(qkv_NHW.size(2)));
-    const auto out =
-        at::_flash_attention_forward(parts[0], parts[1], parts[2], layout.cu_seqlens, layout.cu_seqlens,
-                                     layout.longest_document, layout.longest_document, /*dropout_p=*/0.0,
-                                     /*is_causal=*/true, /*return_debug_mask=*/false, scale);
-    return std::get<0>(out).reshape({qkv_NHW.size(0), -1});
-  }
-  const at::Tensor q = heads_first(parts[0], layout), k = heads_first(parts[1], layout),
-                   v = heads_first(parts[2], layout);
-  const std::optional<at::Tensor> mask = layout.mask.defined() ? std::optional(layout.mask) : std::nullopt;
-  return rows_first(at::scaled_dot_product_attention(q, k, v, mask, 0.0, /*is_causal=*/!mask, std::nullopt,
-                                                     /*enable_gqa=*/num_heads != num_kv_heads));
+  return backend == AttentionBackend::Flash ? flash_attention(qkv_NHW, parts, layout)
+                                            : aten_attention(parts, layout);
 }
 
 at::Tensor attention_cached(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,

@@ -1,28 +1,39 @@
-// Causal grouped-query attention over packed documents and over a key/value cache, through LibTorch's kernels
-// (cuDNN or FlashAttention-2 on CUDA: Dao 2023; the blocked CPU kernel otherwise).
+// Causal grouped-query attention over packed documents (cuDNN's kernels in training on a GPU, see
+// attention_backend.h) and over a key/value cache (LibTorch's).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
+
+#include "kernels/attention_op.h"
+#include "trainer/model/attention_backend.h"
+#include "trainer/model/packed_documents.h"
 
 namespace hearth {
 
 // Which rows attend to which: B sequences of S rows, causal, and inside a sequence only within one document.
 struct AttentionLayout {
   int64_t batch = 0, sequence = 0;
-  bool has_boundaries = false;  // false: every sequence is one document and the fields below are unused
-  at::Tensor cu_seqlens;  // int32 [documents + 1], row at which each document starts (CUDA, half precision)
-  int64_t longest_document = 0;
-  at::Tensor mask;  // bool [B, 1, S, S], true = attend (CPU, and CUDA in fp32)
+  // B and S come again and again, as in training, so that plans for them are worth making.
+  bool recurs = false;
+  std::shared_ptr<PackedDocuments> documents;  // null: every sequence is one document
 };
 
-// `document_starts[b]` lists the positions in [0, sequence) of sequence b at which a document begins (0
-// included or not). Everything the kernels need is made once per micro-batch, for activations of `dtype` on
-// `device`.
+// The model that a layout is made for; others may use it too.
+struct AttentionTarget {
+  at::Device device;
+  at::ScalarType dtype;  // of the activations
+  kernels::AttentionHeads heads;
+  AttentionBackend setting = AttentionBackend::Auto;
+};
+
+// `document_starts`: as PackedDocuments takes them. What the target's layers need lies on the device, or on
+// its way there, when this returns.
 AttentionLayout make_attention_layout(const std::vector<std::vector<int32_t>>& document_starts,
-                                      int64_t sequence, at::Device device, at::ScalarType dtype);
+                                      int64_t sequence, const AttentionTarget& target);
 
 // Keys and values of the tokens so far, one pair a layer, [B, capacity, K, W]. Value semantics of tensors.
 struct KvCache {
@@ -32,9 +43,10 @@ struct KvCache {
   int64_t length = 0;  // tokens stored; advanced by the model after each call
 };
 
-// qkv_NHW: [N, H + 2K, W] after RoPE. Returns the context [N, H x W]. Differentiable.
+// qkv_NHW: [N, H + 2K, W] after RoPE. Returns the context [N, H x W]. Differentiable. Throws Error{Config}
+// where `setting` cannot run such rows.
 at::Tensor attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
-                     const AttentionLayout& layout);
+                     const AttentionLayout& layout, AttentionBackend setting = AttentionBackend::Auto);
 // The same for new rows behind a cache (no gradient): stores the new keys and values of `layer`, attends to
 // all.
 at::Tensor attention_cached(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,

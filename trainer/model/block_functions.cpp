@@ -182,6 +182,13 @@ Heads query_and_key(const Tensor& qkv, const BlockWeights& w) {
   return {qkv.narrow(1, 0, w.num_heads), qkv.narrow(1, w.num_heads, w.num_kv_heads)};
 }
 
+// A gradient that is changed in place: itself where nobody else holds it or its memory, else a copy.
+Tensor writable(Tensor gradient) {
+  if (!gradient.is_contiguous()) return gradient.contiguous();
+  const bool alone = gradient.use_count() == 1 && gradient.storage().use_count() == 1;
+  return alone ? gradient : gradient.clone();
+}
+
 // Normalises the rows of `section` [N, heads, W] in place; returns the rows before that, which backward
 // needs.
 struct HeadNorm {
@@ -218,14 +225,13 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     keep_pointer(ctx, "w", w);
     return {qkv, x_nD};
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  // `grads` is taken by reference, so that what it holds can be taken over.
+  static variable_list backward(AutogradContext* ctx, variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto* w = kept_pointer<BlockWeights>(ctx, "w");
     const ModelContext& context = *w->context;
     const Tensor &x = saved[0], &rstd = saved[1];
-    Tensor d_qkv = grads[0].contiguous();
-    if (d_qkv.is_same(grads[0]))
-      d_qkv = d_qkv.clone();  // the graph may still own it, and it is changed in place
+    const Tensor d_qkv = writable(std::move(grads[0]));
     auto [dq, dk] = query_and_key(d_qkv, *w);
     kernels::rope_out_op(dq, dk, {saved[7], saved[8]}, saved[9], kernels::RopeDirection::Backward, dq, dk);
     if (w->q_norm.weight.defined()) {

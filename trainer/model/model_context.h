@@ -10,6 +10,7 @@
 
 #include "parallel/context/context_attention.h"
 #include "parallel/tensor/row_collectives.h"
+#include "trainer/model/attention_backend.h"
 #include "trainer/model/parameter_events.h"
 
 namespace hearth {
@@ -59,8 +60,9 @@ struct ContextParallel {
 struct ModelContext {
   RowCollectives rows;
   ContextParallel sequence;
-  ParameterEvents* events = nullptr;    // never null once a Transformer is made
-  WeightGradQueue* deferred = nullptr;  // null: weight gradients are computed at once
+  AttentionBackend attention = AttentionBackend::Auto;  // of sequences that this rank has whole
+  ParameterEvents* events = nullptr;                    // never null once a Transformer is made
+  WeightGradQueue* deferred = nullptr;                  // null: weight gradients are computed at once
   // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be
   // empty.
   std::function<void(const std::string& name, const at::Tensor& rows_nD)> activation_observer;

@@ -169,7 +169,7 @@ RopeInput Transformer::rope_input(const ModelInput& input, int64_t first) {
 
 at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, const ModelInput& input) const {
   const auto core = [this, &w, input](const at::Tensor& rows) {
-    if (!input.shared) return attention(rows, w.num_heads, w.num_kv_heads, input.layout);
+    if (!input.shared) return attention(rows, w.num_heads, w.num_kv_heads, input.layout, context_.attention);
     return context_attention(rows, w.num_heads, w.num_kv_heads, *input.shared, context_.sequence.method,
                              *context_.sequence.comm);
   };
@@ -220,6 +220,11 @@ at::Tensor Transformer::forward(const at::Tensor& x_nD, const ModelInput& input,
   x = rms_norm(x, final_norm_, context_);
   observe("norm", x);
   return x;
+}
+
+AttentionTarget Transformer::attention_target() const {
+  const LocalHeads heads = local_heads(config_, context_.rows.size(), context_.rows.rank());
+  return {device(), scalar_type(), {heads.query, heads.kv, config_.head_width()}, context_.attention};
 }
 
 KvCache Transformer::make_cache(int64_t capacity, int64_t batch) const {

@@ -98,6 +98,8 @@ class Transformer {
   const ModelContext& context() const { return context_; }
   at::Device device() const { return parameters_.device(); }
   at::ScalarType scalar_type() const { return parameters_.scalar_type(); }
+  // For make_attention_layout.
+  AttentionTarget attention_target() const;
 
  private:
   LinearWeights linear_weights(const std::string& first, const std::string& last, bool has_bias);

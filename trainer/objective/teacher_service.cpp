@@ -201,7 +201,7 @@ ModelInput TeacherServer::read_words(TeacherLink& link, int64_t samples, int64_t
   const Transformer& model = *model_.transformer;
   ModelInput input;
   input.ids_N = upload(words, model.device()).to(at::kLong);
-  input.layout = make_attention_layout(document_starts, sequence, model.device(), model.scalar_type());
+  input.layout = make_attention_layout(document_starts, sequence, model.attention_target());
   return input;
 }
 

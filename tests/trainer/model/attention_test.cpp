@@ -26,14 +26,15 @@ namespace {
 // kernel.
 const auto kBorders = bdata::make({1, 17, 600});
 const auto kDTypes = bdata::make({DType::F32, DType::BF16});
+const AttentionTarget kTarget{at::kCPU, at::kFloat, {}};
 constexpr int64_t kSecond = 40;  // tokens of the second document
 
 at::Tensor logits(TinyModel& model, const at::Tensor& ids,
                   const std::vector<std::vector<int32_t>>& document_starts) {
   const at::NoGradGuard no_grad;
   const auto batch = static_cast<int64_t>(document_starts.size());
-  ModelInput input{ids, make_attention_layout(document_starts, ids.numel() / batch, at::kCPU,
-                                              model.transformer.scalar_type())};
+  ModelInput input{
+      ids, make_attention_layout(document_starts, ids.numel() / batch, model.transformer.attention_target())};
   return model.transformer.logits(model.transformer.hidden_states(input));
 }
 
@@ -90,14 +91,53 @@ BOOST_DATA_TEST_CASE(a_packed_document_is_what_it_is_alone, kBorders, border) {
 }
 
 BOOST_AUTO_TEST_CASE(one_document_needs_no_mask) {
-  const auto layout = make_attention_layout({{0}, {}}, 8, at::kCPU, at::kFloat);
-  BOOST_TEST(!layout.has_boundaries);
-  BOOST_TEST(!layout.mask.defined());
+  const auto layout = make_attention_layout({{0}, {}}, 8, kTarget);
+  BOOST_TEST(layout.documents == nullptr);
   BOOST_TEST(layout.batch == 2);
 }
 
 BOOST_AUTO_TEST_CASE(starts_that_make_no_sense_are_refused) {
   const std::vector<std::vector<int32_t>> outside{{0, 8}}, negative{{-1}}, backwards{{0, 5, 3}};
   for (const auto& starts : {outside, negative, backwards})
-    BOOST_CHECK_THROW(make_attention_layout(starts, 8, at::kCPU, at::kFloat), Error);
+    BOOST_CHECK_THROW(make_attention_layout(starts, 8, kTarget), Error);
+}
+
+namespace {
+
+AttentionRows rows_on(at::DeviceType device, at::ScalarType dtype, int64_t width = 64) {
+  return {.device = device, .dtype = dtype, .head_width = width, .sequence = 4096, .deterministic = false};
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(backends_are_chosen_by_what_they_can_run) {
+  const auto chosen = [](AttentionRows rows) {
+    return choose_attention_backend(AttentionBackend::Auto, rows);
+  };
+  const auto bf16 = rows_on(at::kCUDA, at::kBFloat16);
+  AttentionRows repeatable = bf16, single = bf16;
+  repeatable.deterministic = true;
+  single.sequence = 1;
+  BOOST_TEST((chosen(bf16) == AttentionBackend::Cudnn));
+  BOOST_TEST((chosen(rows_on(at::kCUDA, at::kBFloat16, 128)) == AttentionBackend::Cudnn));
+  BOOST_TEST((chosen(rows_on(at::kCUDA, at::kBFloat16, 96)) == AttentionBackend::Flash));
+  BOOST_TEST((chosen(repeatable) == AttentionBackend::Flash));
+  BOOST_TEST((chosen(single) == AttentionBackend::Flash));
+  BOOST_TEST((chosen(rows_on(at::kCUDA, at::kBFloat16, 512)) == AttentionBackend::Aten));
+  BOOST_TEST((chosen(rows_on(at::kCUDA, at::kFloat)) == AttentionBackend::Aten));
+  BOOST_TEST((chosen(rows_on(at::kCPU, at::kBFloat16)) == AttentionBackend::Aten));
+}
+
+BOOST_AUTO_TEST_CASE(a_backend_that_was_asked_for_is_used_or_refused) {
+  const auto bf16 = rows_on(at::kCUDA, at::kBFloat16);
+  AttentionRows repeatable = bf16;
+  repeatable.deterministic = true;
+  for (const auto setting : {AttentionBackend::Cudnn, AttentionBackend::Flash, AttentionBackend::Aten})
+    BOOST_TEST((choose_attention_backend(setting, bf16) == setting));
+  BOOST_CHECK_THROW(choose_attention_backend(AttentionBackend::Cudnn, repeatable), Error);
+  BOOST_CHECK_THROW(choose_attention_backend(AttentionBackend::Cudnn, rows_on(at::kCPU, at::kBFloat16)),
+                    Error);
+  BOOST_CHECK_THROW(choose_attention_backend(AttentionBackend::Flash, rows_on(at::kCUDA, at::kFloat)), Error);
+  BOOST_TEST((attention_backend_from_config("flash") == AttentionBackend::Flash));
+  BOOST_CHECK_THROW(attention_backend_from_config("fa2"), Error);
 }

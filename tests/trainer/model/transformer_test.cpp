@@ -26,8 +26,8 @@ constexpr int64_t kBatch = 2, kSequence = 24;
 // main_grad.
 double backward(TinyModel& model, uint64_t seed = 5) {
   const int64_t rows = kBatch * kSequence;
-  ModelInput input{random_ids(rows, 61, seed), make_attention_layout({{0, 9}, {0}}, kSequence, at::kCPU,
-                                                                     model.transformer.scalar_type())};
+  ModelInput input{random_ids(rows, 61, seed),
+                   make_attention_layout({{0, 9}, {0}}, kSequence, model.transformer.attention_target())};
   at::Tensor targets = random_ids(rows, 61, seed + 100);
   targets.narrow(0, 8, 3).fill_(-100);
   const LossResult loss = model.transformer.loss(input, targets, /*scale=*/1.0 / 45);
