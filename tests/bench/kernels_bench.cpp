@@ -179,6 +179,19 @@ void bench_swiglu(Table& table, int64_t rows, int64_t width) {
         const at::Tensor d_gate = at::silu_backward(dh[at_set(s)].mul(up(s)), gate(s));
         at::cat({d_gate, dh[at_set(s)].mul(at::silu(gate(s)))}, 1);
       });
+  // In place, with the activation: against the two separate operations. Values decay to zero over the
+  // repeats, which costs the memory nothing.
+  auto work = Table::many(sets, [&] { return at::randn({rows, 2 * width}, kBf16); });
+  auto h = Table::many(sets, [&] { return at::empty({rows, width}, kBf16); });
+  table.memory_row(
+      "swiglu_backward_h", shape, 6 * bytes,
+      [&](int64_t s) {
+        swiglu_backward_out_op(dh[at_set(s)], work[at_set(s)], work[at_set(s)], h[at_set(s)]);
+      },
+      [&](int64_t s) {
+        swiglu_forward_op(gu[at_set(s)]);
+        swiglu_backward_op(dh[at_set(s)], gu[at_set(s)]);
+      });
 }
 
 // Each of the three passes reads both rows, the last one writes one: seven passes over a matrix at the least.
