@@ -135,6 +135,20 @@ void bench_rms_norm(Table& table, int64_t rows, int64_t cols) {
                                                                rstd.view({rows, 1}), w, {true, true});
         dw.add_(dw_new);
       });
+  // As blocks of a model have them, against the separate operations: the residual added in front of the norm;
+  // its gradient added behind the norm's, and y once more for the weight gradient of the linear between.
+  table.memory_row(
+      "rms_norm_residual_fwd", shape, 4 * bytes,
+      [&](int64_t s) { rms_norm_residual_forward_op(x[at_set(s)], dy[at_set(s)], w, 1e-5); },
+      [&](int64_t s) { rms_norm_forward_op(x[at_set(s)].add(dy[at_set(s)]), w, 1e-5); });
+  const at::Tensor extra = at::randn({rows, cols}, kBf16);
+  table.memory_row(
+      "rms_norm_backward_y", shape, 5 * bytes,
+      [&](int64_t s) { rms_norm_backward_recompute_op(dy[at_set(s)], x[at_set(s)], w, rstd, dw, extra); },
+      [&](int64_t s) {
+        rms_norm_forward_op(x[at_set(s)], w, 1e-5);
+        rms_norm_backward_op(dy[at_set(s)], x[at_set(s)], w, rstd, dw, extra);
+      });
 }
 
 // The eager formulation of transformers, in the activation dtype.
