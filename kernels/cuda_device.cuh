@@ -57,6 +57,25 @@ __device__ __forceinline__ float element(const Words& words, int i) {
   if constexpr (sizeof(T) == 4) return __uint_as_float(words.at[i]);
   return __uint_as_float(i % 2 ? words.at[i / 2] & 0xffff0000u : words.at[i / 2] << 16);
 }
+// Copies 16 bytes, both addresses multiples of 16, or fills with zeros and reads nothing; without a register,
+// and without waiting. The copies between two commits are a group.
+__device__ __forceinline__ void copy_async(Words* shared, const void* global, bool exists = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(exists ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until all of this thread's groups but the newest kNewest are done; other threads' copies take a barrier
+// too. "memory", which cuda_pipeline.h's form lacks, keeps reads of the copies behind it where no barrier
+// follows.
+template <int kNewest>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+}
+
 // Sum over groups of kLanes neighbouring lanes (a power of two, at most 32); afterwards every lane holds it.
 // All 32 lanes of the warp must take part.
 template <int kLanes>

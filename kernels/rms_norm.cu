@@ -1,7 +1,5 @@
 #include "kernels/rms_norm.h"
 
-#include <cuda_pipeline.h>
-
 #include <algorithm>
 
 #include "kernels/column_sum.h"
@@ -204,13 +202,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       const T* source = static_cast<const T*>(from) + row_offset<kLanes>(layout, row);
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
-        __pipeline_memcpy_async(&slot(stage, tensor, v), source + column(v), sizeof(Words),
-                                row < rows && column(v) < cols ? 0 : sizeof(Words));
+        copy_async(&slot(stage, tensor, v), source + column(v), row < rows && column(v) < cols);
     };
     copy(a.x, a.x_rows, 0);
     copy(a.dy, a.dy_rows, 1);
     if (a.residual) copy(a.residual, a.residual_rows, 2);
-    __pipeline_commit();
+    copy_async_commit();
   };
 
   int first = static_cast<int>(blockIdx.x) * group.count, stage = 0, parity = 0;
@@ -229,7 +226,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     fetch(row + (kRing - 1) * step, stage > 0 ? stage - 1 : kRing - 1);
     const float rstd = next_rstd;
     next_rstd = row + step < rows ? a.rstd[row + step] : 0.0f;
-    __pipeline_wait_prior(kRing - 1);  // this row's copies are done, the later rows' may not be
+    copy_async_wait<kRing - 1>();  // this row's copies are done, the later rows' may not be
     float dot = 0.0f;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {

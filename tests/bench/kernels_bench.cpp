@@ -406,8 +406,10 @@ void run(const std::string& filter) {
   }
   if (table.wants("cross_entropy")) {
     bench_cross_entropy(table, 4096, 128256);
+    bench_cross_entropy(table, 4096, 151936);
     bench_cross_entropy(table, 8192, 49152);
     bench_cross_entropy(table, 8192, 32000);
+    bench_cross_entropy(table, 16384, 16032);
   }
   if (table.wants("distillation")) bench_distillation(table, 1024, 128256);
   if (table.wants("dropout")) {
