@@ -311,6 +311,17 @@ void bench_embedding(Table& table, int64_t tokens, int64_t vocab, int64_t width)
   table.memory_row(
       "embedding_backward", shape, 5 * bytes, [&](int64_t) { embedding_backward_op(dy, ids, accum); },
       [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  at::Tensor accum_bf16 = accum.to(at::kBFloat16);
+  table.memory_row(
+      "embedding_backward_bf16", shape, 3 * bytes,
+      [&](int64_t) { embedding_backward_op(dy, ids, accum_bf16); },
+      [&](int64_t) { accum_bf16.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  // Half of the tokens are one id, as where sequences are padded: their row is written once.
+  const at::Tensor padded = ids.clone();
+  padded.narrow(0, tokens / 2, tokens / 2).fill_(0);
+  table.memory_row(
+      "embedding_backward_pad", shape, 3 * bytes, [&](int64_t) { embedding_backward_op(dy, padded, accum); },
+      [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, padded, vocab, -1, false)); });
 }
 
 // One rank's share, the first eighth of the vocabulary and so, with these ids, a third of the tokens. Bytes:
