@@ -1,5 +1,7 @@
 #include "kernels/cross_entropy.h"
 
+#include <cooperative_groups.h>
+
 #include "kernels/cuda_device.cuh"
 
 namespace hearth::kernels {
@@ -7,10 +9,14 @@ namespace {
 
 constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
 
-// One streaming block fills an SM: its row is then the only one there between its two passes, and the rows of
-// all SMs stay in the L2 cache. Narrower rows run as two blocks of half the size, so that one loads while the
-// other reduces.
-constexpr int kStreamingThreads = 1024, kHalf = 512;
+// Three blocks of kept parts fill an SM's shared memory (1 KB each is CUDA's, and some hundred bytes are for
+// the reductions), so that one loads while the others reduce and store. Narrow rows take small blocks, and
+// more of them.
+constexpr int kWideThreads = 512, kNarrowThreads = 128, kThreadsPerSm = 3 * kWideThreads;
+constexpr int64_t kPartBytes = 228 * 1024 / 3 - 1536, kNarrowBytes = kPartBytes / 4;
+constexpr int64_t kLargestPartBytes = 226 * 1024;  // what one block may have, less the reductions' memory
+constexpr int kMaxParts = 8;                       // of a cluster that every Hopper device can run
+constexpr int kStreamingThreads = 1024, kGradientThreads = 512;
 
 enum class Mode { LossAndGradient, Logprob, Statistics };
 
@@ -118,8 +124,8 @@ struct Target {
   int column;  // kNoColumn: not among them
 };
 
-__device__ __forceinline__ Target read_target(const CrossEntropyArgs& a) {
-  const int64_t id = read_id(a.targets, a.targets_dtype == DType::I64, blockIdx.x);
+__device__ __forceinline__ Target read_target(const CrossEntropyArgs& a, int64_t row) {
+  const int64_t id = read_id(a.targets, a.targets_dtype == DType::I64, row);
   const bool inside = id >= a.first_id && id < a.first_id + a.valid_vocab;
   return {id == a.ignore_index, inside ? static_cast<int>(id - a.first_id) : kNoColumn};
 }
@@ -131,8 +137,8 @@ struct Row {
 };
 
 template <Mode kMode, class T>
-__device__ __forceinline__ Row read_row(const CrossEntropyArgs& a, const T* logits) {
-  const Target target = read_target(a);
+__device__ __forceinline__ Row read_row(const CrossEntropyArgs& a, int64_t row, const T* logits) {
+  const Target target = read_target(a, row);
   const bool has_logit = target.column != kNoColumn && !(kMode == Mode::Statistics && target.ignored);
   const float missing = kMode == Mode::Statistics ? 0.0f : __int_as_float(0x7fffffff);
   return {target, has_logit ? to_float(logits[target.column]) : missing};
@@ -164,12 +170,13 @@ __device__ __forceinline__ void write_gradient(T* logits, int cols, const Gradie
   }
 }
 
-// Stores the row's result and returns what the gradient needs.
+// Stores the row's result where `stores` and returns what the gradient needs.
 template <Mode kMode>
-__device__ __forceinline__ Gradient finish(const CrossEntropyArgs& a, const Row& row, Online total) {
+__device__ __forceinline__ Gradient finish(const CrossEntropyArgs& a, int64_t index, const Row& row,
+                                           Online total, bool stores) {
   if constexpr (kMode == Mode::Statistics) {
-    if (threadIdx.x == 0) {
-      float* out = a.out + int64_t{blockIdx.x} * 3;
+    if (stores) {
+      float* out = a.out + index * 3;
       out[0] = total.sum == 0.0f ? __int_as_float(0xff800000) : total.max;  // no column above -inf: -inf
       out[1] = total.sum;
       out[2] = row.target_logit;
@@ -177,81 +184,122 @@ __device__ __forceinline__ Gradient finish(const CrossEntropyArgs& a, const Row&
     return {};
   }
   const float loss = logf(total.sum) + total.max - row.target_logit;
-  if (threadIdx.x == 0) a.out[blockIdx.x] = kMode == Mode::Logprob ? -loss : loss;
+  if (stores) a.out[index] = kMode == Mode::Logprob ? -loss : loss;
   // A wrong target makes the whole row NaN, so that the gradient cannot pass for a good one.
   const float scale = row.target_logit == row.target_logit ? a.scale : row.target_logit;
   return {total.max, scale / total.sum, scale, row.target.column, static_cast<int>(a.valid_vocab)};
 }
 
-// Rows that fit: kVecs vectors a thread stay in registers.
-template <class T, int kThreads, int kVecs, Mode kMode>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
-    cross_entropy_cached_kernel(const CrossEntropyArgs a) {
-  constexpr int kVec = kVecElements<T>;
-  T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
-  const Row row = read_row<kMode>(a, logits);
-  if (kMode != Mode::Statistics && row.target.ignored) {
-    if (threadIdx.x == 0) a.out[blockIdx.x] = 0.0f;
-    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits, a.cols);
+// The cluster's barrier without its memory fence: what it is for is that every block has started, and so has
+// its shared memory. Arriving early hides the wait behind the loads.
+__device__ __forceinline__ void cluster_arrive_started() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait_started() {
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Joins the parts of a row that the blocks of the cluster have seen, in their order; every thread returns the
+// whole. The caller has called cluster_arrive_started.
+template <class T>
+__device__ Online cluster_merge(const cooperative_groups::cluster_group& cluster, Online value) {
+  __shared__ Online parts[kMaxParts];
+  cluster_wait_started();
+  if (threadIdx.x < cluster.num_blocks())
+    *cluster.map_shared_rank(&parts[cluster.block_rank()], static_cast<int>(threadIdx.x)) = value;
+  cluster.sync();  // all parts are here before anyone reads them, and nobody writes to a block that has ended
+  value = parts[0];
+  for (unsigned i = 1; i < cluster.num_blocks(); ++i) value = merge<T>(value, parts[i]);
+  return value;
+}
+
+// Reads a row once. The blocks of a cluster share it: each keeps `part` columns (a multiple of the vector) in
+// shared memory, where a thread copies and reads its own vectors only, so that no barrier waits for the
+// copies.
+template <class T, int kThreads, Mode kMode>
+__global__ void __launch_bounds__(kThreads, kThreadsPerSm / kThreads)
+    cross_entropy_row_kernel(const CrossEntropyArgs a, int part) {
+  constexpr int kVec = kVecElements<T>, kStride = kThreads * kVec;
+  extern __shared__ Words kept[];
+  const auto cluster = cooperative_groups::this_cluster();
+  const int parts = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
+  const int64_t index = blockIdx.x / cluster.num_blocks();
+  T* logits = static_cast<T*>(a.logits) + index * a.row_stride;
+  const Row row = read_row<kMode>(a, index, logits);
+  const bool stores = rank == 0 && threadIdx.x == 0;
+  const int begin = rank * part, end = min(begin + part, static_cast<int>(a.cols));
+  if (kMode != Mode::Statistics && row.target.ignored) {  // the whole cluster alike
+    if (stores) a.out[index] = 0.0f;
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits + begin, end - begin);
     return;
   }
-  Vec<T, kVec> kept[kVecs];
-#pragma unroll
-  for (int v = 0; v < kVecs; ++v) {
-    const int c = (v * kThreads + threadIdx.x) * kVec;
-    if (c < a.cols) kept[v] = load<T, kVec>(logits + c);
-  }
+  if (parts > 1) cluster_arrive_started();
+  const int first = begin + static_cast<int>(threadIdx.x) * kVec;
+  for (int c = first, slot = static_cast<int>(threadIdx.x); c < end; c += kStride, slot += kThreads)
+    copy_async(&kept[slot], logits + c);
+  copy_async_commit();
+  copy_async_wait<0>();
+  const auto kept_vector = [&](int c) {
+    return load<T, kVec>(reinterpret_cast<const T*>(kept) + (c - begin));
+  };
+  const int valid = min(static_cast<int>(a.valid_vocab), end);
   Online state;
-  add_vectors<T, kVec, kVecs>(state, kept, threadIdx.x * kVec, kThreads * kVec,
-                              static_cast<int>(a.valid_vocab));
-  const Gradient gradient = finish<kMode>(a, row, block_merge<T, kThreads>(state));
+  for (int c = first; c < valid; c += 2 * kStride) {
+    Vec<T, kVec> x[2];
+    x[0] = kept_vector(c);
+    if (c + kStride < valid) x[1] = kept_vector(c + kStride);
+    add_vectors<T, kVec, 2>(state, x, c, kStride, valid);
+  }
+  // The barriers of the merges also keep the stores below behind every thread's read of the target's logit.
+  Online total = block_merge<T, kThreads>(state);
+  if (parts > 1) total = cluster_merge<T>(cluster, total);
+  const Gradient gradient = finish<kMode>(a, index, row, total, stores);
   if constexpr (kMode == Mode::LossAndGradient) {
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      const int c = (v * kThreads + threadIdx.x) * kVec;
-      if (c < a.cols) store(logits + c, gradient_of(kept[v], c, gradient));
-    }
+#pragma unroll 2
+    for (int c = first; c < end; c += kStride) store(logits + c, gradient_of(kept_vector(c), c, gradient));
   }
 }
 
-// Any width, and with kVec = 1 any alignment.
-template <class T, int kVec, Mode kMode>
+// Any width and alignment; reads a row twice.
+template <class T, Mode kMode>
 __global__ void __launch_bounds__(kStreamingThreads)
     cross_entropy_streaming_kernel(const CrossEntropyArgs a) {
-  constexpr int kThreads = kStreamingThreads, kStride = kThreads * kVec;
-  T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
-  const Row row = read_row<kMode>(a, logits);
+  constexpr int kThreads = kStreamingThreads;
+  const int64_t index = blockIdx.x;
+  T* logits = static_cast<T*>(a.logits) + index * a.row_stride;
+  const Row row = read_row<kMode>(a, index, logits);
   if (kMode != Mode::Statistics && row.target.ignored) {
-    if (threadIdx.x == 0) a.out[blockIdx.x] = 0.0f;
-    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits, a.cols);
+    if (threadIdx.x == 0) a.out[index] = 0.0f;
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, 1>(logits, a.cols);
     return;
   }
   const int cols = static_cast<int>(a.cols), valid = static_cast<int>(a.valid_vocab);
-  Vec<T, kVec> x[kBatch];
+  Vec<T, 1> x[kBatch];
   Online state;
-  for (int first = threadIdx.x * kVec; first < valid; first += kBatch * kStride) {
+  for (int first = static_cast<int>(threadIdx.x); first < valid; first += kBatch * kThreads) {
 #pragma unroll
     for (int v = 0; v < kBatch; ++v)
-      if (first + v * kStride < valid) x[v] = load<T, kVec>(logits + first + v * kStride);
-    add_vectors<T, kVec, kBatch>(state, x, first, kStride, valid);
+      if (first + v * kThreads < valid) x[v] = load<T, 1>(logits + first + v * kThreads);
+    add_vectors<T, 1, kBatch>(state, x, first, kThreads, valid);
   }
   // block_merge's barrier also keeps the stores below behind every thread's read of the target's logit.
-  const Gradient gradient = finish<kMode>(a, row, block_merge<T, kThreads>(state));
-  if constexpr (kMode == Mode::LossAndGradient) write_gradient<T, kThreads, kVec>(logits, cols, gradient);
+  const Online total = block_merge<T, kThreads>(state);
+  const Gradient gradient = finish<kMode>(a, index, row, total, threadIdx.x == 0);
+  if constexpr (kMode == Mode::LossAndGradient) write_gradient<T, kThreads, 1>(logits, cols, gradient);
 }
 
 // The sum is known, so one pass does, and no thread waits for another.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kHalf) vocab_parallel_gradient_kernel(const CrossEntropyArgs a) {
+__global__ void __launch_bounds__(kGradientThreads) vocab_parallel_gradient_kernel(const CrossEntropyArgs a) {
   T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
-  const Target target = read_target(a);
+  const Target target = read_target(a, blockIdx.x);
   if (target.ignored) {
-    write_zeros<T, kHalf, kVec>(logits, a.cols);
+    write_zeros<T, kGradientThreads, kVec>(logits, a.cols);
     return;
   }
   const Gradient gradient{a.log_sum_exp[blockIdx.x], a.scale, a.scale, target.column,
                           static_cast<int>(a.valid_vocab)};
-  write_gradient<T, kHalf, kVec>(logits, static_cast<int>(a.cols), gradient);
+  write_gradient<T, kGradientThreads, kVec>(logits, static_cast<int>(a.cols), gradient);
 }
 
 template <class T>
@@ -260,30 +308,47 @@ bool rows_are_aligned(const CrossEntropyArgs& a) {
   return a.cols % kVec == 0 && a.row_stride % kVec == 0 && is_aligned_16(a.logits);
 }
 
+template <class T, int kThreads, Mode kMode>
+void launch_rows(const CrossEntropyArgs& a, int parts, int64_t part, cudaStream_t stream) {
+  const auto kernel = cross_entropy_row_kernel<T, kThreads, kMode>;
+  const auto bytes = static_cast<int>(part * int64_t{sizeof(T)});
+  allow_shared_memory(kernel, bytes);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(parts), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid_size("cross_entropy", a.rows * parts));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  HEARTH_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, a, static_cast<int>(part)));
+}
+
 template <class T, Mode kMode>
-void launch(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
-  constexpr int kVec = kVecElements<T>, kSweep = kHalf * kVec;
-  if (!rows_are_aligned<T>(a)) {
-    cross_entropy_streaming_kernel<T, 1, kMode><<<grid, kStreamingThreads, 0, stream>>>(a);
-  } else if (a.cols <= kSweep) {
-    cross_entropy_cached_kernel<T, kHalf, 1, kMode><<<grid, kHalf, 0, stream>>>(a);
-  } else if (a.cols <= 4 * kSweep) {
-    cross_entropy_cached_kernel<T, kHalf, 4, kMode><<<grid, kHalf, 0, stream>>>(a);
-  } else if (a.cols <= 8 * kSweep) {
-    cross_entropy_cached_kernel<T, 2 * kHalf, 4, kMode><<<grid, 2 * kHalf, 0, stream>>>(a);
-  } else if (a.cols <= 12 * kSweep) {  // 49152 bf16 columns; 8 vectors of 1024 threads would spill
-    cross_entropy_cached_kernel<T, 2 * kHalf, 6, kMode><<<grid, 2 * kHalf, 0, stream>>>(a);
+void launch(const CrossEntropyArgs& a, cudaStream_t stream) {
+  constexpr int64_t kVec = kVecElements<T>;
+  int parts = 1;
+  const auto part_of = [&] { return (a.cols + parts * kVec - 1) / (parts * kVec) * kVec; };
+  while (parts < kMaxParts && part_of() * int64_t{sizeof(T)} > kPartBytes) parts *= 2;
+  const int64_t bytes = part_of() * int64_t{sizeof(T)};
+  if (!rows_are_aligned<T>(a) || bytes > kLargestPartBytes) {
+    cross_entropy_streaming_kernel<T, kMode>
+        <<<grid_size("cross_entropy", a.rows), kStreamingThreads, 0, stream>>>(a);
+  } else if (bytes <= kNarrowBytes) {
+    launch_rows<T, kNarrowThreads, kMode>(a, parts, part_of(), stream);
   } else {
-    cross_entropy_streaming_kernel<T, kVec, kMode><<<grid, kStreamingThreads, 0, stream>>>(a);
+    launch_rows<T, kWideThreads, kMode>(a, parts, part_of(), stream);
   }
 }
 
 template <class T>
 void launch_gradient(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
   if (rows_are_aligned<T>(a)) {
-    vocab_parallel_gradient_kernel<T, kVecElements<T>><<<grid, kHalf, 0, stream>>>(a);
+    vocab_parallel_gradient_kernel<T, kVecElements<T>><<<grid, kGradientThreads, 0, stream>>>(a);
   } else {
-    vocab_parallel_gradient_kernel<T, 1><<<grid, kHalf, 0, stream>>>(a);
+    vocab_parallel_gradient_kernel<T, 1><<<grid, kGradientThreads, 0, stream>>>(a);
   }
 }
 
@@ -300,8 +365,7 @@ template <Mode kMode>
 void run(const char* op, const CrossEntropyArgs& args, cudaStream_t stream) {
   check_args(op, args, kMode == Mode::Statistics ? 0 : 1);
   if (args.rows == 0) return;
-  const unsigned grid = grid_size(op, args.rows);
-  dispatch_activation(op, args.dtype, [&]<class T>() { launch<T, kMode>(args, grid, stream); });
+  dispatch_activation(op, args.dtype, [&]<class T>() { launch<T, kMode>(args, stream); });
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 

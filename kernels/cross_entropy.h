@@ -1,10 +1,11 @@
 // Cross-entropy launchers: no torch, no __global__. Thread-safe; enqueue on `stream`, never synchronize or
-// allocate. loss[r] = logsumexp(logits[r, :valid_vocab]) - logits[r, target[r]], in nats, fp32 sums. One
-// block per row; the maximum and the sum come from one pass (online softmax, Milakov & Gimelshein 2018).
-// Aligned rows of at most 49152 bf16 or 24576 fp32 columns stay in registers between the passes; wider ones
-// are read twice, the second time mostly from the L2 cache.
-// The vocabulary-parallel pair does the same for a row whose columns are split over ranks (Shoeybi et al.
-// 2019, Megatron-LM): each rank's statistics are exchanged between the two launches, three floats a row.
+// allocate. loss[r] = logsumexp(logits[r, :valid_vocab]) - logits[r, target[r]], in nats, fp32 sums. The
+// maximum and the sum come from one pass (online softmax, Milakov & Gimelshein 2018). An aligned row
+// (pointer, stride and cols multiples of 16 bytes) is read once and stays in the shared memory of one block,
+// or of the cluster of blocks that share it, up to 925,000 bf16 columns; others are read twice, by scalar
+// accesses. The vocabulary-parallel pair does the same for a row whose columns are split over ranks (Shoeybi
+// et al. 2019, Megatron-LM): each rank's statistics are exchanged between the two launches, three floats a
+// row.
 #pragma once
 
 #include <cuda_runtime_api.h>

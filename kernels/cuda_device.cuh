@@ -49,6 +49,33 @@ __device__ __forceinline__ void store(T* pointer, const Vec<T, kCount>& value) {
   *reinterpret_cast<Vec<T, kCount>*>(pointer) = value;
 }
 
+// 16 bytes as they lie in memory: of loaded 16-bit elements the compiler makes registers of their own.
+using Words = Vec<uint32_t, 4>;
+// Element i of 16 bytes of T; i is a constant in an unrolled loop. bf16 is the upper half of a float.
+template <class T>
+__device__ __forceinline__ float element(const Words& words, int i) {
+  if constexpr (sizeof(T) == 4) return __uint_as_float(words.at[i]);
+  return __uint_as_float(i % 2 ? words.at[i / 2] & 0xffff0000u : words.at[i / 2] << 16);
+}
+// Copies 16 bytes, both addresses multiples of 16, or fills with zeros and reads nothing; without a register,
+// and without waiting. The copies between two commits are a group.
+__device__ __forceinline__ void copy_async(Words* shared, const void* global, bool exists = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(exists ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until all of this thread's groups but the newest kNewest are done; other threads' copies take a barrier
+// too. "memory", which cuda_pipeline.h's form lacks, keeps reads of the copies behind it where no barrier
+// follows.
+template <int kNewest>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+}
+
 // Sum over groups of kLanes neighbouring lanes (a power of two, at most 32); afterwards every lane holds it.
 // All 32 lanes of the warp must take part.
 template <int kLanes>
@@ -71,6 +98,15 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 #pragma unroll
   for (int warp = 0; warp < kThreads / kWarp; ++warp) sum += scratch[warp];
   return sum;
+}
+
+// Lets `kernel` have that much dynamic shared memory, and asks for as little L1 cache as there can be beside
+// it, so that as many blocks fit as the memory allows.
+template <class Kernel>
+void allow_shared_memory(Kernel kernel, int bytes) {
+  HEARTH_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  HEARTH_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                         cudaSharedmemCarveoutMaxShared));
 }
 
 inline bool is_aligned_16(const void* pointer) {

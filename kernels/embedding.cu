@@ -22,28 +22,128 @@ __global__ void __launch_bounds__(kMaxThreads) embedding_forward_kernel(const Em
     store(out + c, inside ? load<T, kVec>(row + c) : absent);
 }
 
-// Block x = position in the sorted ids, block y = part of the row. Only the block at the start of a run of
-// equal ids works; it adds the whole run.
-template <class T, int kVec>
-__global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const EmbeddingBackwardArgs a) {
-  const int64_t start = blockIdx.x, id = a.sorted_ids[start];
-  if (id < a.first_id || id >= a.first_id + a.vocab || (start > 0 && a.sorted_ids[start - 1] == id)) return;
+// A row's tokens are cut into chunks of a warp's width, counted from its first token, so that the cuts (and
+// with them the bits) do not depend on the other rows. A row of one chunk is added at once. The chunks of a
+// longer row are summed apart, so that a frequent id is not one block's work, and added by a second kernel.
+// Their sums are in slots, two for every 32 positions, which hold one start of a long row and one later chunk
+// of another at the most.
+constexpr int kChunk = kWarp;
+
+__device__ __forceinline__ float* chunk_sum(const EmbeddingBackwardArgs& a, int position, bool is_first) {
+  return a.workspace + (int64_t{position / kChunk} * 2 + (is_first ? 1 : 0)) * a.width;
+}
+
+// Adds to kVec fp32 or bf16 accumulators, in accesses of at most 16 bytes.
+template <class Accum, int kVec>
+__device__ __forceinline__ void add_to(Accum* accum, const float (&sum)[kVec]) {
+  constexpr int kPart = kVec < kVecElements<Accum> ? kVec : kVecElements<Accum>;
+#pragma unroll
+  for (int first = 0; first < kVec; first += kPart) {
+    auto part = load<Accum, kPart>(accum + first);
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) part.at[i] = from_float<Accum>(to_float(part.at[i]) + sum[first + i]);
+    store(accum + first, part);
+  }
+}
+
+// First place of `row` in the ascending rows; `last` is one of its places. 32 probes at a time, of which
+// those below the row come first: all lanes of the warp take part.
+__device__ int first_place(const int32_t* rows, int last, int row) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  int low = 0, high = last;
+  while (low < high) {
+    const int step = (high - low + kWarp - 1) / kWarp, probe = low + lane * step;
+    const int below = __popc(__ballot_sync(kFullMask, probe < high && rows[probe] < row));
+    if (below == 0) return low;
+    high = min(high, low + below * step);
+    low += (below - 1) * step + 1;
+  }
+  return low;
+}
+
+// Block x = position in the sorted rows, block y = part of the row. Only the blocks at the start of a chunk
+// work.
+template <class T, class Accum, int kVec>
+__global__ void __launch_bounds__(kMaxThreads, 5) embedding_backward_kernel(const EmbeddingBackwardArgs a) {
+  const int start = static_cast<int>(blockIdx.x), tokens = static_cast<int>(a.tokens);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, place = start + lane;
+  const int my_row = place < tokens ? a.sorted_rows[place] : -1;
+  const int my_token = place < tokens ? a.tokens_of[place] : 0;
+  const int row = __shfl_sync(kFullMask, my_row, 0);
+  if (row >= a.rows) return;
+  const bool is_first = start == 0 || a.sorted_rows[start - 1] != row;
+  if (!is_first) {
+    if (start < kChunk || a.sorted_rows[start - kChunk] != row) return;  // in the first chunk
+    if ((start - first_place(a.sorted_rows, start, row)) % kChunk != 0) return;
+  }
+  const int count = __popc(__ballot_sync(kFullMask, my_row == row));
+  const bool is_whole = is_first && (start + kChunk >= tokens || a.sorted_rows[start + kChunk] != row);
+  const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
+  const bool active = c < a.width;  // the others stay for the shuffles
+  Accum* target = static_cast<Accum*>(a.dtable_accum) + row * a.width + c;
+  // On its way to the L2 cache while the tokens are summed, without registers for it.
+  if (is_whole && active) asm volatile("prefetch.global.L2 [%0];" ::"l"(target));
+  float sum[kVec] = {};
+  constexpr int kInFlight = 2;
+  for (int first = 0; first < count; first += kInFlight) {
+    Vec<T, kVec> dy[kInFlight];
+#pragma unroll
+    for (int n = 0; n < kInFlight; ++n) {
+      const int64_t token = __shfl_sync(kFullMask, my_token, first + n);
+      if (active && first + n < count)
+        dy[n] = load<T, kVec>(static_cast<const T*>(a.dy) + token * a.width + c);
+    }
+#pragma unroll
+    for (int n = 0; n < kInFlight; ++n) {
+      if (first + n >= count) break;
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[i] += to_float(dy[n].at[i]);
+    }
+  }
+  if (!active) return;
+  if (is_whole) {
+    add_to(target, sum);
+  } else {
+    constexpr int kPart = kVec < 4 ? kVec : 4;
+    float* to = chunk_sum(a, start, is_first) + c;
+#pragma unroll
+    for (int first = 0; first < kVec; first += kPart) {
+      Vec<float, kPart> part;
+#pragma unroll
+      for (int i = 0; i < kPart; ++i) part.at[i] = sum[first + i];
+      store(to + first, part);
+    }
+  }
+}
+
+// Block x = 32 positions, block y = part of the row. Adds the chunks of the row of several chunks that starts
+// in them.
+template <class Accum, int kVec>
+__global__ void __launch_bounds__(kMaxThreads) embedding_chunks_kernel(const EmbeddingBackwardArgs a) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, tokens = static_cast<int>(a.tokens);
+  const int place = static_cast<int>(blockIdx.x) * kChunk + lane;
+  const auto row_at = [&](int position) { return position < tokens ? a.sorted_rows[position] : -1; };
+  const int my_row = row_at(place);
+  const bool is_long = my_row >= 0 && my_row < a.rows && row_at(place + kChunk) == my_row;
+  const unsigned starts =
+      __ballot_sync(kFullMask, is_long && (place == 0 || a.sorted_rows[place - 1] != my_row));
+  if (starts == 0) return;
+  const int first_lane = __ffs(static_cast<int>(starts)) - 1,
+            row = __shfl_sync(kFullMask, my_row, first_lane);
+  const int start = static_cast<int>(blockIdx.x) * kChunk + first_lane;
+  int chunks = 1;
+  for (int found = kWarp; found == kWarp; chunks += found)
+    found = __popc(__ballot_sync(kFullMask, row_at(start + (chunks + lane) * kChunk) == row));
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
   if (c >= a.width) return;
-  float sum[kVec];
-  float* target = a.dtable_accum + (id - a.first_id) * a.width + c;
+  float sum[kVec] = {};
+#pragma unroll 8  // loads in flight; the additions stay in order
+  for (int k = 0; k < chunks; ++k) {
+    const auto from = load<float, kVec>(chunk_sum(a, start + k * kChunk, k == 0) + c);
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) sum[i] = target[i];
-    // Loads of later rows do not wait for the additions of earlier ones.
-#pragma unroll 4
-  for (int64_t n = start; n < a.tokens; ++n) {
-    if (a.sorted_ids[n] != id) break;
-    const auto dy = load<T, kVec>(static_cast<const T*>(a.dy) + a.tokens_of[n] * a.width + c);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) sum[i] += to_float(dy.at[i]);
+    for (int i = 0; i < kVec; ++i) sum[i] += from.at[i];
   }
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) target[i] = sum[i];
+  add_to(static_cast<Accum*>(a.dtable_accum) + row * a.width + c, sum);
 }
 
 unsigned thread_count(int64_t width, int64_t elements) {
@@ -58,13 +158,24 @@ void launch_forward(const EmbeddingForwardArgs& a, cudaStream_t stream) {
       <<<grid_size("embedding_forward", a.tokens), thread_count(a.width, kVec), 0, stream>>>(a);
 }
 
-template <class T, int kVec>
+template <class T, class Accum, int kVec>
 void launch_backward(const EmbeddingBackwardArgs& a, cudaStream_t stream) {
+  const auto parts = [&](unsigned threads, int64_t elements) {
+    const int64_t per_block = int64_t{threads} * elements, count = (a.width + per_block - 1) / per_block;
+    require_launch(count <= 65535, "embedding_backward", "a row may take 65535 blocks", count);
+    return static_cast<unsigned>(count);
+  };
   const unsigned threads = thread_count(a.width, kVec);
-  const int64_t per_block = int64_t{threads} * kVec, parts = (a.width + per_block - 1) / per_block;
-  require_launch(parts <= 65535, "embedding_backward", "a row may take 65535 blocks", parts);
-  const dim3 grid(grid_size("embedding_backward", a.tokens), static_cast<unsigned>(parts));
-  embedding_backward_kernel<T, kVec><<<grid, threads, 0, stream>>>(a);
+  embedding_backward_kernel<T, Accum, kVec>
+      <<<dim3(grid_size("embedding_backward", a.tokens), parts(threads, kVec)), threads, 0, stream>>>(a);
+  HEARTH_CUDA_CHECK(cudaGetLastError());
+  if (a.tokens <= kChunk) return;             // no row has two chunks
+  constexpr int kSums = kVec < 4 ? kVec : 4;  // 16 bytes of fp32
+  const unsigned sum_threads = thread_count(a.width, kSums);
+  const unsigned windows = grid_size("embedding_backward", (a.tokens + kChunk - 1) / kChunk);
+  embedding_chunks_kernel<Accum, kSums>
+      <<<dim3(windows, parts(sum_threads, kSums)), sum_threads, 0, stream>>>(a);
+  HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
@@ -79,14 +190,22 @@ void embedding_forward(const EmbeddingForwardArgs& args, cudaStream_t stream) {
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
+int64_t embedding_backward_workspace_floats(int64_t tokens, int64_t width) {
+  return (tokens + kChunk - 1) / kChunk * 2 * width;
+}
+
 void embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream) {
   if (args.tokens == 0 || args.width == 0) return;
+  require_launch(args.tokens <= int64_t{1} << 30, "embedding_backward", "there may be 2^30 tokens",
+                 args.tokens);
   dispatch_activation("embedding_backward", args.dtype, [&]<class T>() {
-    constexpr int kVec = kVecElements<T>;
-    const bool aligned = args.width % kVec == 0 && is_aligned_16(args.dy) && is_aligned_16(args.dtable_accum);
-    aligned ? launch_backward<T, kVec>(args, stream) : launch_backward<T, 1>(args, stream);
+    dispatch_activation("embedding_backward", args.accum_dtype, [&]<class Accum>() {
+      constexpr int kVec = kVecElements<T>;
+      const bool aligned = args.width % kVec == 0 && is_aligned_16(args.dy) &&
+                           is_aligned_16(args.dtable_accum) && is_aligned_16(args.workspace);
+      aligned ? launch_backward<T, Accum, kVec>(args, stream) : launch_backward<T, Accum, 1>(args, stream);
+    });
   });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace hearth::kernels

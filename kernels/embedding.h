@@ -21,16 +21,20 @@ struct EmbeddingForwardArgs {
 };
 void embedding_forward(const EmbeddingForwardArgs& args, cudaStream_t stream);
 
-// Sorting makes the rows of one id neighbours, so that one block owns each table row: no atomics, and the sum
-// runs in token order.
+// Takes the tokens sorted by their row (kernels/id_sort.h): no atomics. Tokens are added in order within
+// chunks of 32 of one row, and the chunks in order: a fixed order, whatever else is in the batch.
 struct EmbeddingBackwardArgs {
-  DType dtype;                // of dy
-  const void* dy;             // [tokens, width], contiguous
-  const int64_t* sorted_ids;  // [tokens], ascending; those that are not in the table are skipped
-  const int64_t* tokens_of;   // [tokens]: the token of each sorted id, ascending within an id (a stable sort)
-  float* dtable_accum;        // [vocab, width]: added to; the ids [first_id, first_id + vocab)
-  int64_t tokens, vocab, width, first_id;
+  DType dtype;     // of dy: F32 or BF16
+  const void* dy;  // [tokens, width], contiguous
+  const int32_t*
+      sorted_rows;           // [tokens], ascending; the value `rows` stands for ids that are not in the table
+  const int32_t* tokens_of;  // [tokens]: the token of each sorted row, ascending within a row
+  DType accum_dtype;         // F32 or BF16; a row is rounded to it once
+  void* dtable_accum;        // [rows, width]: added to
+  float* workspace;          // embedding_backward_workspace_floats(tokens, width)
+  int64_t tokens, rows, width;
 };
+int64_t embedding_backward_workspace_floats(int64_t tokens, int64_t width);
 void embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);
 
 }  // namespace hearth::kernels

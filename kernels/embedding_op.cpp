@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #ifdef HEARTH_CUDA
 #include "kernels/cuda_scope.h"
 #include "kernels/embedding.h"
+#include "kernels/id_sort.h"
 #endif
 
 namespace hearth::kernels {
@@ -52,6 +52,16 @@ at::Tensor forward_cpu(const at::Tensor& table_RD, const at::Tensor& ids_N, int6
   return out_ND;
 }
 
+// Calls add(table) with an fp32 table to add to: the accumulator itself, or sums that it then gets with one
+// rounding.
+template <class Add>
+void add_in_fp32(at::Tensor& dtable_RD, Add&& add) {
+  if (dtable_RD.scalar_type() == at::kFloat) return add(dtable_RD);
+  at::Tensor sums_RD = at::zeros(dtable_RD.sizes(), dtable_RD.options().dtype(at::kFloat));
+  add(sums_RD);
+  dtable_RD.add_(sums_RD);
+}
+
 // Threads split the columns, so every row's contributions are added in token order whatever their number.
 void backward_cpu(const at::Tensor& dy_in, const at::Tensor& ids_N, int64_t first_id, at::Tensor& dtable_RD) {
   const at::Tensor dy_ND = widen(dy_in);
@@ -86,7 +96,8 @@ void range_backward_plain(const at::Tensor& dy_ND, const at::Tensor& ids_N, int6
                           at::Tensor& dtable_RD) {
   if (dtable_RD.size(0) == 0) return;
   const TableRows found = table_rows(ids_N, first_id, dtable_RD.size(0));
-  dtable_RD.index_add_(0, found.row_N, dy_ND.to(at::kFloat).masked_fill(found.absent_N.unsqueeze(1), 0.0));
+  const at::Tensor dy = dy_ND.to(at::kFloat).masked_fill(found.absent_N.unsqueeze(1), 0.0);
+  add_in_fp32(dtable_RD, [&](at::Tensor& sums_RD) { sums_RD.index_add_(0, found.row_N, dy); });
 }
 
 #ifdef HEARTH_CUDA
@@ -109,17 +120,34 @@ at::Tensor forward_cuda(const at::Tensor& table_RD, const at::Tensor& ids_N, int
 
 void backward_cuda(const at::Tensor& dy_ND, const at::Tensor& ids_N, int64_t first_id,
                    at::Tensor& dtable_RD) {
+  const int64_t tokens = ids_N.numel(), rows = dtable_RD.size(0), width = dtable_RD.size(1);
+  if (tokens == 0 || rows == 0) return;
   const CudaScope scope(dy_ND);
-  const auto [sorted, order] = at::sort(ids_N, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  at::Tensor sorted = at::empty({2, tokens}, ids_N.options().dtype(at::kInt));
+  auto *sorted_rows = sorted.data_ptr<int32_t>(), *tokens_of = sorted_rows + tokens;
+  at::Tensor sort_space =
+      at::empty({sort_ids_workspace_bytes(tokens, rows)}, ids_N.options().dtype(at::kByte));
+  sort_ids({.ids = ids_N.const_data_ptr(),
+            .ids_dtype = kernel_dtype(ids_N),
+            .sorted_rows = sorted_rows,
+            .tokens_of = tokens_of,
+            .workspace = sort_space.data_ptr(),
+            .tokens = tokens,
+            .rows = rows,
+            .first_id = first_id},
+           scope.stream());
+  at::Tensor workspace =
+      at::empty({embedding_backward_workspace_floats(tokens, width)}, dy_ND.options().dtype(at::kFloat));
   embedding_backward({.dtype = kernel_dtype(dy_ND),
                       .dy = dy_ND.const_data_ptr(),
-                      .sorted_ids = sorted.const_data_ptr<int64_t>(),
-                      .tokens_of = order.const_data_ptr<int64_t>(),
-                      .dtable_accum = dtable_RD.data_ptr<float>(),
-                      .tokens = ids_N.numel(),
-                      .vocab = dtable_RD.size(0),
-                      .width = dtable_RD.size(1),
-                      .first_id = first_id},
+                      .sorted_rows = sorted_rows,
+                      .tokens_of = tokens_of,
+                      .accum_dtype = kernel_dtype(dtable_RD),
+                      .dtable_accum = dtable_RD.data_ptr(),
+                      .workspace = workspace.data_ptr<float>(),
+                      .tokens = tokens,
+                      .rows = rows,
+                      .width = width},
                      scope.stream());
 }
 #endif
@@ -140,7 +168,10 @@ at::Tensor check_backward(const char* op, const at::Tensor& dy_ND, const at::Ten
   check_ids(op, "ids", ids_N, dy_ND.size(0), dy_ND);
   HEARTH_REQUIRE(dtable_RD.defined() && dtable_RD.dim() == 2 && dtable_RD.size(1) == dy_ND.size(1),
                  "{}: the accumulator must be [rows, {}], got {}", op, dy_ND.size(1), describe(dtable_RD));
-  check_fp32_flat(op, "dtable_accum", dtable_RD, dtable_RD.numel(), dy_ND);
+  HEARTH_REQUIRE((dtable_RD.scalar_type() == at::kFloat || dtable_RD.scalar_type() == at::kBFloat16) &&
+                     dtable_RD.is_contiguous() && dtable_RD.device() == dy_ND.device(),
+                 "{}: the accumulator must be contiguous fp32 or bf16 on {}, got {}", op,
+                 dy_ND.device().str(), describe(dtable_RD));
   return ids_N.to(at::kLong).view({-1});
 }
 
@@ -168,13 +199,13 @@ void embedding_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, at:
   const at::Tensor ids = check_backward(kOp, dy_ND, ids_N, dtable_accum_VD);
   if (dy_ND.is_cpu()) check_ids_cpu(kOp, ids, dtable_accum_VD.size(0));
   if (path == KernelPath::Plain) {
-    dtable_accum_VD.index_add_(0, ids, dy_ND.to(at::kFloat));
-    return;
+    const at::Tensor dy = dy_ND.to(at::kFloat);
+    return add_in_fp32(dtable_accum_VD, [&](at::Tensor& sums) { sums.index_add_(0, ids, dy); });
   }
 #ifdef HEARTH_CUDA
   if (dy_ND.is_cuda()) return backward_cuda(dy_ND, ids, /*first_id=*/0, dtable_accum_VD);
 #endif
-  backward_cpu(dy_ND, ids, /*first_id=*/0, dtable_accum_VD);
+  add_in_fp32(dtable_accum_VD, [&](at::Tensor& sums) { backward_cpu(dy_ND, ids, /*first_id=*/0, sums); });
 }
 
 at::Tensor embedding_range_forward_op(const at::Tensor& table_RD, const at::Tensor& ids_N, int64_t first_id,
@@ -198,7 +229,7 @@ void embedding_range_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_
 #ifdef HEARTH_CUDA
   if (dy_ND.is_cuda()) return backward_cuda(dy_ND, ids, first_id, dtable_accum_RD);
 #endif
-  backward_cpu(dy_ND, ids, first_id, dtable_accum_RD);
+  add_in_fp32(dtable_accum_RD, [&](at::Tensor& sums) { backward_cpu(dy_ND, ids, first_id, sums); });
 }
 
 }  // namespace hearth::kernels

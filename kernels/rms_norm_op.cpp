@@ -1,12 +1,14 @@
 #include "kernels/rms_norm_op.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/rsqrt.h>
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "kernels/cpu_simd.h"
 #include "kernels/row_layout.h"
@@ -30,6 +32,8 @@ struct Rows {
 Rows rows_of(const at::Tensor& x) {
   if (!x.defined()) return {};
   if (x.dim() == 2) return {x.size(0), x.size(1), {1, x.stride(0), 0}};
+  if (x.stride(0) == x.size(1) * x.stride(1))  // evenly spaced: no heads to tell from tokens
+    return {x.size(0) * x.size(1), x.size(2), {1, x.stride(1), 0}};
   return {x.size(0) * x.size(1), x.size(2), {x.size(1), x.stride(0), x.stride(1)}};
 }
 
@@ -114,6 +118,21 @@ void weight_gradient_cpu(const at::Tensor& dy, const at::Tensor& x, const float*
   });
 }
 
+// y of the forward, from its rstd.
+at::Tensor normed_cpu(const at::Tensor& x_in, const at::Tensor& w_in, const at::Tensor& rstd_N) {
+  const at::Tensor x = widen(x_in), w_D = widen(w_in);
+  const Rows map = rows_of(x);
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  const float *xp = x.const_data_ptr<float>(), *wp = w_D.const_data_ptr<float>();
+  const float* rp = rstd_N.const_data_ptr<float>();
+  float* yp = y.data_ptr<float>();
+  at::parallel_for(0, map.rows, cpu::grain_rows(map.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      scale_row(xp + map.offset(r), wp, rp[r], yp + r * map.cols, map.cols);
+  });
+  return y.to(x_in.scalar_type());
+}
+
 at::Tensor backward_cpu(const at::Tensor& dy_in, const at::Tensor& x_in, const at::Tensor& w_in,
                         const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_in) {
   const at::Tensor dy = widen(dy_in), x = widen(x_in), w_D = widen(w_in);
@@ -146,6 +165,16 @@ RmsNormForward forward_plain(const at::Tensor& x_in, const at::Tensor& w_D, doub
           rstd.reshape({-1}).contiguous()};
 }
 
+at::Tensor normed_plain(const at::Tensor& x_in, const at::Tensor& w_D, const at::Tensor& rstd_N) {
+  std::vector<int64_t> shape(x_in.sizes().begin(), x_in.sizes().end());
+  shape.back() = 1;
+  return x_in.to(at::kFloat)
+      .mul(rstd_N.view(shape))
+      .mul(w_D.to(at::kFloat))
+      .to(x_in.scalar_type())
+      .contiguous();
+}
+
 at::Tensor backward_plain(const at::Tensor& dy_in, const at::Tensor& x_in, const at::Tensor& w_D,
                           const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_grad) {
   const int64_t cols = x_in.size(-1);
@@ -161,11 +190,14 @@ at::Tensor backward_plain(const at::Tensor& dy_in, const at::Tensor& x_in, const
 }
 
 #ifdef HEARTH_CUDA
-RmsNormForward forward_cuda(const at::Tensor& x, const at::Tensor& w_D, double eps) {
+// `residual` may be undefined; `sum` then stays so.
+RmsNormResidualForward forward_cuda(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& w_D,
+                                    double eps) {
   const CudaScope scope(x);
   const Rows rows = rows_of(x);
-  RmsNormForward out{at::empty(x.sizes(), x.options()),
-                     at::empty({rows.rows}, x.options().dtype(at::kFloat))};
+  RmsNormResidualForward out{residual.defined() ? at::empty(x.sizes(), x.options()) : at::Tensor(),
+                             at::empty(x.sizes(), x.options()),
+                             at::empty({rows.rows}, x.options().dtype(at::kFloat))};
   rms_norm_forward({.dtype = kernel_dtype(x),
                     .x = x.const_data_ptr(),
                     .x_rows = rows.layout,
@@ -174,13 +206,18 @@ RmsNormForward forward_cuda(const at::Tensor& x, const at::Tensor& w_D, double e
                     .rstd = out.rstd.data_ptr<float>(),
                     .rows = rows.rows,
                     .cols = rows.cols,
-                    .eps = static_cast<float>(eps)},
+                    .eps = static_cast<float>(eps),
+                    .residual = residual.defined() ? residual.const_data_ptr() : nullptr,
+                    .residual_rows = rows_of(residual).layout,
+                    .sum = residual.defined() ? out.sum.data_ptr() : nullptr},
                    scope.stream());
   return out;
 }
 
+// `y` may be undefined.
 at::Tensor backward_cuda(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w_D,
-                         const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_grad) {
+                         const at::Tensor& rstd_N, at::Tensor& dw_accum_D, const at::Tensor& residual_grad,
+                         const at::Tensor& y) {
   const CudaScope scope(x);
   const Rows rows = rows_of(x);
   at::Tensor dx = at::empty(x.sizes(), x.options());
@@ -196,6 +233,7 @@ at::Tensor backward_cuda(const at::Tensor& dy, const at::Tensor& x, const at::Te
                      .residual = residual_grad.defined() ? residual_grad.const_data_ptr() : nullptr,
                      .residual_rows = rows_of(residual_grad).layout,
                      .dx = dx.data_ptr(),
+                     .y = y.defined() ? y.data_ptr() : nullptr,
                      .dw_accum = dw_accum_D.defined() ? dw_accum_D.data_ptr<float>() : nullptr,
                      .workspace = workspace.data_ptr<float>(),
                      .rows = rows.rows,
@@ -216,36 +254,81 @@ void check_inputs(const char* op, const at::Tensor& x, const at::Tensor& w_D) {
                  describe(x));
 }
 
+void check_eps(double eps) {
+  HEARTH_REQUIRE(std::isfinite(eps) && eps >= 0, "rms_norm_forward: eps must be finite and >= 0, got {}",
+                 eps);
+}
+
+void check_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w_D,
+                    const at::Tensor& rstd_N, const at::Tensor& dw_accum_D, const at::Tensor& residual_grad) {
+  constexpr const char* kOp = "rms_norm_backward";
+  check_inputs(kOp, x, w_D);
+  check_same(kOp, "dy and x", dy, x);
+  check_activation(kOp, "dy", dy, x.dim());
+  check_fp32_flat(kOp, "rstd", rstd_N, x.numel() / x.size(-1), x);
+  if (dw_accum_D.defined()) check_fp32_flat(kOp, "dw_accum", dw_accum_D, x.size(-1), x);
+  if (residual_grad.defined()) {
+    check_same(kOp, "residual_grad and x", residual_grad, x);
+    check_activation(kOp, "residual_grad", residual_grad, x.dim());
+  }
+}
+
 }  // namespace
 
 RmsNormForward rms_norm_forward_op(const at::Tensor& x, const at::Tensor& w_D, double eps, KernelPath path) {
   check_inputs("rms_norm_forward", x, w_D);
-  HEARTH_REQUIRE(std::isfinite(eps) && eps >= 0, "rms_norm_forward: eps must be finite and >= 0, got {}",
-                 eps);
+  check_eps(eps);
   if (path == KernelPath::Plain) return forward_plain(x, w_D, eps);
 #ifdef HEARTH_CUDA
-  if (x.is_cuda()) return forward_cuda(x, w_D, eps);
+  if (x.is_cuda()) {
+    RmsNormResidualForward out = forward_cuda(x, {}, w_D, eps);
+    return {std::move(out.y), std::move(out.rstd)};
+  }
 #endif
   return forward_cpu(x, w_D, eps);
+}
+
+RmsNormResidualForward rms_norm_residual_forward_op(const at::Tensor& x, const at::Tensor& residual,
+                                                    const at::Tensor& w_D, double eps, KernelPath path) {
+  constexpr const char* kOp = "rms_norm_residual_forward";
+  check_inputs(kOp, x, w_D);
+  check_eps(eps);
+  check_same(kOp, "residual and x", residual, x);
+  check_activation(kOp, "residual", residual, x.dim());
+#ifdef HEARTH_CUDA
+  if (path == KernelPath::Fused && x.is_cuda()) return forward_cuda(x, residual, w_D, eps);
+#endif
+  at::Tensor sum = at::add(x, residual).contiguous();  // in fp32, rounded once
+  RmsNormForward normed = rms_norm_forward_op(sum, w_D, eps, path);
+  return {std::move(sum), std::move(normed.y), std::move(normed.rstd)};
 }
 
 at::Tensor rms_norm_backward_op(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w_D,
                                 const at::Tensor& rstd_N, at::Tensor& dw_accum_D,
                                 const at::Tensor& residual_grad, KernelPath path) {
-  check_inputs("rms_norm_backward", x, w_D);
-  check_same("rms_norm_backward", "dy and x", dy, x);
-  check_activation("rms_norm_backward", "dy", dy, x.dim());
-  check_fp32_flat("rms_norm_backward", "rstd", rstd_N, x.numel() / x.size(-1), x);
-  if (dw_accum_D.defined()) check_fp32_flat("rms_norm_backward", "dw_accum", dw_accum_D, x.size(-1), x);
-  if (residual_grad.defined()) {
-    check_same("rms_norm_backward", "residual_grad and x", residual_grad, x);
-    check_activation("rms_norm_backward", "residual_grad", residual_grad, x.dim());
-  }
+  check_backward(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
   if (path == KernelPath::Plain) return backward_plain(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
 #ifdef HEARTH_CUDA
-  if (x.is_cuda()) return backward_cuda(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+  if (x.is_cuda()) return backward_cuda(dy, x, w_D, rstd_N, dw_accum_D, residual_grad, /*y=*/{});
 #endif
   return backward_cpu(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+}
+
+RmsNormBackward rms_norm_backward_recompute_op(const at::Tensor& dy, const at::Tensor& x,
+                                               const at::Tensor& w_D, const at::Tensor& rstd_N,
+                                               at::Tensor& dw_accum_D, const at::Tensor& residual_grad,
+                                               KernelPath path) {
+  check_backward(dy, x, w_D, rstd_N, dw_accum_D, residual_grad);
+  if (path == KernelPath::Plain)
+    return {backward_plain(dy, x, w_D, rstd_N, dw_accum_D, residual_grad), normed_plain(x, w_D, rstd_N)};
+#ifdef HEARTH_CUDA
+  if (x.is_cuda()) {
+    at::Tensor y = at::empty(x.sizes(), x.options());
+    at::Tensor dx = backward_cuda(dy, x, w_D, rstd_N, dw_accum_D, residual_grad, y);
+    return {std::move(dx), std::move(y)};
+  }
+#endif
+  return {backward_cpu(dy, x, w_D, rstd_N, dw_accum_D, residual_grad), normed_cpu(x, w_D, rstd_N)};
 }
 
 }  // namespace hearth::kernels

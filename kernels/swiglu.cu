@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kMaxThreads) swiglu_forward_kernel(const Swigl
   store(static_cast<T*>(a.h) + int64_t{blockIdx.x} * a.width + c, out);
 }
 
+// A thread reads its elements before it writes any, so outputs may lie over inputs.
 template <class T, int kVec>
 __global__ void __launch_bounds__(kMaxThreads) swiglu_backward_kernel(const SwigluBackwardArgs a) {
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
@@ -41,15 +42,18 @@ __global__ void __launch_bounds__(kMaxThreads) swiglu_backward_kernel(const Swig
   const auto gate = load<T, kVec>(static_cast<const T*>(a.gu) + row + c);
   const auto up = load<T, kVec>(static_cast<const T*>(a.gu) + row + a.width + c);
   const auto dh = load<T, kVec>(static_cast<const T*>(a.dh) + int64_t{blockIdx.x} * a.width + c);
-  Vec<T, kVec> d_gate, d_up;
+  Vec<T, kVec> d_gate, d_up, h;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     const float g = to_float(gate.at[i]), s = sigmoid<T>(g), silu = g * s, d = to_float(dh.at[i]);
+    const float u = to_float(up.at[i]);
     d_up.at[i] = from_float<T>(d * silu);
-    d_gate.at[i] = from_float<T>(d * to_float(up.at[i]) * (s + silu * (1.0f - s)));
+    d_gate.at[i] = from_float<T>(d * u * (s + silu * (1.0f - s)));
+    h.at[i] = from_float<T>(silu * u);
   }
   store(static_cast<T*>(a.dgu) + row + c, d_gate);
   store(static_cast<T*>(a.dgu) + row + a.width + c, d_up);
+  if (a.h) store(static_cast<T*>(a.h) + int64_t{blockIdx.x} * a.width + c, h);
 }
 
 struct Grid {
@@ -85,8 +89,8 @@ void swiglu_backward(const SwigluBackwardArgs& args, cudaStream_t stream) {
   if (args.rows == 0 || args.width == 0) return;
   dispatch_activation("swiglu_backward", args.dtype, [&]<class T>() {
     constexpr int kVec = kVecElements<T>;
-    const bool aligned =
-        args.width % kVec == 0 && is_aligned_16(args.gu) && is_aligned_16(args.dh) && is_aligned_16(args.dgu);
+    const bool aligned = args.width % kVec == 0 && is_aligned_16(args.gu) && is_aligned_16(args.dh) &&
+                         is_aligned_16(args.dgu) && is_aligned_16(args.h);
     const Grid grid = grid_for("swiglu_backward", args.rows, args.width, aligned ? kVec : 1);
     if (aligned) {
       swiglu_backward_kernel<T, kVec><<<grid.blocks, grid.threads, 0, stream>>>(args);

@@ -25,6 +25,7 @@ struct SwigluBackwardArgs {
   const void* dh;  // [rows, width], contiguous
   const void* gu;  // [rows, 2 * width], the forward's input
   void* dgu;       // [rows, 2 * width]; may be gu
+  void* h;         // null, or [rows, width]: the forward's output, rebuilt in the same pass; may be dh
   int64_t rows;
   int64_t width;
 };

@@ -42,7 +42,8 @@ at::Tensor forward_cpu(const at::Tensor& gu_in) {
   return h_NF.to(gu_in.scalar_type());
 }
 
-at::Tensor backward_cpu(const at::Tensor& dh_in, const at::Tensor& gu_in) {
+// Results are made beside their inputs and then copied: written over them, the loops would not vectorise.
+void backward_cpu(const at::Tensor& dh_in, const at::Tensor& gu_in, at::Tensor& dgu_out, at::Tensor& h_out) {
   const at::Tensor gu_N2F = widen(gu_in), dh_NF = widen(dh_in);
   const int64_t rows = gu_N2F.size(0), width = gu_N2F.size(1) / 2;
   at::Tensor dgu_N2F = at::empty(gu_N2F.sizes(), gu_N2F.options());
@@ -54,7 +55,8 @@ at::Tensor backward_cpu(const at::Tensor& dh_in, const at::Tensor& gu_in) {
       backward_row(dh + r * width, gu + gate, gu + up, dgu + gate, dgu + up, width);
     }
   });
-  return dgu_N2F.to(gu_in.scalar_type());
+  if (h_out.defined()) h_out.copy_(forward_cpu(gu_in));
+  dgu_out.copy_(dgu_N2F);
 }
 
 at::Tensor forward_plain(const at::Tensor& gu_N2F) {
@@ -82,17 +84,16 @@ at::Tensor forward_cuda(const at::Tensor& gu_N2F) {
   return h_NF;
 }
 
-at::Tensor backward_cuda(const at::Tensor& dh_NF, const at::Tensor& gu_N2F) {
+void backward_cuda(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, at::Tensor& dgu_N2F, at::Tensor& h_NF) {
   const CudaScope scope(gu_N2F);
-  at::Tensor dgu_N2F = at::empty(gu_N2F.sizes(), gu_N2F.options());
   swiglu_backward({.dtype = kernel_dtype(gu_N2F),
                    .dh = dh_NF.const_data_ptr(),
                    .gu = gu_N2F.const_data_ptr(),
                    .dgu = dgu_N2F.data_ptr(),
+                   .h = h_NF.defined() ? h_NF.data_ptr() : nullptr,
                    .rows = gu_N2F.size(0),
                    .width = gu_N2F.size(1) / 2},
                   scope.stream());
-  return dgu_N2F;
 }
 #endif
 
@@ -113,19 +114,38 @@ at::Tensor swiglu_forward_op(const at::Tensor& gu_N2F, KernelPath path) {
   return forward_cpu(gu_N2F);
 }
 
-at::Tensor swiglu_backward_op(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, KernelPath path) {
-  check_input("swiglu_backward", gu_N2F);
-  check_activation("swiglu_backward", "dh", dh_NF, 2);
+void swiglu_backward_out_op(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, at::Tensor& dgu_N2F,
+                            at::Tensor h_NF, KernelPath path) {
+  constexpr const char* kOp = "swiglu_backward";
+  check_input(kOp, gu_N2F);
+  check_activation(kOp, "dh", dh_NF, 2);
   HEARTH_REQUIRE(dh_NF.is_contiguous() && dh_NF.size(0) == gu_N2F.size(0) &&
                      2 * dh_NF.size(1) == gu_N2F.size(1) && dh_NF.scalar_type() == gu_N2F.scalar_type() &&
                      dh_NF.device() == gu_N2F.device(),
                  "swiglu_backward: dh must be contiguous [N, F] for gu [N, 2F], got {} and {}",
                  describe(dh_NF), describe(gu_N2F));
-  if (path == KernelPath::Plain) return backward_plain(dh_NF, gu_N2F);
+  check_same(kOp, "dgu and gu", dgu_N2F, gu_N2F);
+  if (h_NF.defined()) check_same(kOp, "h and dh", h_NF, dh_NF);
+  HEARTH_REQUIRE(dgu_N2F.is_contiguous() && (!h_NF.defined() || h_NF.is_contiguous()),
+                 "swiglu_backward: dgu and h must be contiguous, got {} and {}", describe(dgu_N2F),
+                 describe(h_NF));
+  if (path == KernelPath::Plain) {
+    const at::Tensor dgu = backward_plain(dh_NF, gu_N2F);
+    if (h_NF.defined()) h_NF.copy_(forward_plain(gu_N2F));
+    dgu_N2F.copy_(dgu);
+    return;
+  }
 #ifdef HEARTH_CUDA
-  if (gu_N2F.is_cuda()) return backward_cuda(dh_NF, gu_N2F);
+  if (gu_N2F.is_cuda()) return backward_cuda(dh_NF, gu_N2F, dgu_N2F, h_NF);
 #endif
-  return backward_cpu(dh_NF, gu_N2F);
+  backward_cpu(dh_NF, gu_N2F, dgu_N2F, h_NF);
+}
+
+at::Tensor swiglu_backward_op(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, KernelPath path) {
+  check_input("swiglu_backward", gu_N2F);
+  at::Tensor dgu_N2F = at::empty(gu_N2F.sizes(), gu_N2F.options());
+  swiglu_backward_out_op(dh_NF, gu_N2F, dgu_N2F, {}, path);
+  return dgu_N2F;
 }
 
 }  // namespace hearth::kernels

@@ -10,8 +10,14 @@ namespace hearth::kernels {
 // gu: [N, 2F], contiguous. Returns h [N, F].
 at::Tensor swiglu_forward_op(const at::Tensor& gu_N2F, KernelPath path = KernelPath::Fused);
 
-// Returns d(gu) [N, 2F], gate half first, from dh [N, F] (contiguous) and the forward's input; h is rebuilt.
+// Returns d(gu) [N, 2F], gate half first, from dh [N, F] (contiguous) and the forward's input.
 at::Tensor swiglu_backward_op(const at::Tensor& dh_NF, const at::Tensor& gu_N2F,
                               KernelPath path = KernelPath::Fused);
+
+// The same into dgu_N2F and, where it is defined, the forward's output (its very bits) into h_NF: recompute
+// without a second reading of gu. Both contiguous, dtype of the inputs. dgu may be gu and h may be dh (in
+// place, for inputs that nothing reads afterwards); other overlap is not allowed.
+void swiglu_backward_out_op(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, at::Tensor& dgu_N2F,
+                            at::Tensor h_NF = {}, KernelPath path = KernelPath::Fused);
 
 }  // namespace hearth::kernels

@@ -139,6 +139,20 @@ void bench_rms_norm(Table& table, int64_t rows, int64_t cols) {
                                                                rstd.view({rows, 1}), w, {true, true});
         dw.add_(dw_new);
       });
+  // As blocks of a model have them, against the separate operations: the residual added in front of the norm;
+  // its gradient added behind the norm's, and y once more for the weight gradient of the linear between.
+  table.memory_row(
+      "rms_norm_residual_fwd", shape, 4 * bytes,
+      [&](int64_t s) { rms_norm_residual_forward_op(x[at_set(s)], dy[at_set(s)], w, 1e-5); },
+      [&](int64_t s) { rms_norm_forward_op(x[at_set(s)].add(dy[at_set(s)]), w, 1e-5); });
+  const at::Tensor extra = at::randn({rows, cols}, kBf16);
+  table.memory_row(
+      "rms_norm_backward_y", shape, 5 * bytes,
+      [&](int64_t s) { rms_norm_backward_recompute_op(dy[at_set(s)], x[at_set(s)], w, rstd, dw, extra); },
+      [&](int64_t s) {
+        rms_norm_forward_op(x[at_set(s)], w, 1e-5);
+        rms_norm_backward_op(dy[at_set(s)], x[at_set(s)], w, rstd, dw, extra);
+      });
 }
 
 // The eager formulation of transformers, in the activation dtype.
@@ -182,6 +196,19 @@ void bench_swiglu(Table& table, int64_t rows, int64_t width) {
       [&](int64_t s) {
         const at::Tensor d_gate = at::silu_backward(dh[at_set(s)].mul(up(s)), gate(s));
         at::cat({d_gate, dh[at_set(s)].mul(at::silu(gate(s)))}, 1);
+      });
+  // In place, with the activation: against the two separate operations. Values decay to zero over the
+  // repeats, which costs the memory nothing.
+  auto work = Table::many(sets, [&] { return at::randn({rows, 2 * width}, kBf16); });
+  auto h = Table::many(sets, [&] { return at::empty({rows, width}, kBf16); });
+  table.memory_row(
+      "swiglu_backward_h", shape, 6 * bytes,
+      [&](int64_t s) {
+        swiglu_backward_out_op(dh[at_set(s)], work[at_set(s)], work[at_set(s)], h[at_set(s)]);
+      },
+      [&](int64_t s) {
+        swiglu_forward_op(gu[at_set(s)]);
+        swiglu_backward_op(dh[at_set(s)], gu[at_set(s)]);
       });
 }
 
@@ -288,6 +315,17 @@ void bench_embedding(Table& table, int64_t tokens, int64_t vocab, int64_t width)
   table.memory_row(
       "embedding_backward", shape, 5 * bytes, [&](int64_t) { embedding_backward_op(dy, ids, accum); },
       [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  at::Tensor accum_bf16 = accum.to(at::kBFloat16);
+  table.memory_row(
+      "embedding_backward_bf16", shape, 3 * bytes,
+      [&](int64_t) { embedding_backward_op(dy, ids, accum_bf16); },
+      [&](int64_t) { accum_bf16.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  // Half of the tokens are one id, as where sequences are padded: their row is written once.
+  const at::Tensor padded = ids.clone();
+  padded.narrow(0, tokens / 2, tokens / 2).fill_(0);
+  table.memory_row(
+      "embedding_backward_pad", shape, 3 * bytes, [&](int64_t) { embedding_backward_op(dy, padded, accum); },
+      [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, padded, vocab, -1, false)); });
 }
 
 // One rank's share, the first eighth of the vocabulary and so, with these ids, a third of the tokens. Bytes:
@@ -467,8 +505,10 @@ void run(const std::string& filter) {
   }
   if (table.wants("cross_entropy")) {
     bench_cross_entropy(table, 4096, 128256);
+    bench_cross_entropy(table, 4096, 151936);
     bench_cross_entropy(table, 8192, 49152);
     bench_cross_entropy(table, 8192, 32000);
+    bench_cross_entropy(table, 16384, 16032);
   }
   if (table.wants("distillation")) bench_distillation(table, 1024, 128256);
   if (table.wants("dropout")) {

@@ -1,7 +1,7 @@
 // Cross entropy against its fp64 reference. Vocabularies straddle the vector width, one block's sweep and the
-// size up to which a row stays in registers or shared memory; padded columns and a row stride that exceeds
-// them are included. The vocabulary-parallel entries are checked share by share, and joined against whole
-// rows.
+// sizes at which a row takes larger blocks, clusters of 2, 4 and 8 of them, and the path that reads twice;
+// padded columns and a row stride that exceeds them are included. The vocabulary-parallel entries are checked
+// share by share, and joined against whole rows.
 #include "kernels/reference/cross_entropy.h"
 
 #include <ATen/Parallel.h>
@@ -70,14 +70,18 @@ BOOST_DATA_TEST_CASE(loss_and_gradient_are_as_accurate_as_plain_arithmetic,
 }
 
 BOOST_AUTO_TEST_CASE(large_and_padded_vocabularies) {
-  check_shape({2, 16384, 16384, 16384}, at::kLong);
-  check_shape({2, 16392, 16392, 16392}, at::kLong);
-  check_shape({2, 32776, 32776, 32776}, at::kLong);
+  // One past each: 19072, 76288 and 2, 4 times 76288 bytes, in fp32 or bf16.
+  for (const int64_t vocab :
+       {4768, 4776, 9536, 9544, 19072, 19080, 38144, 38152, 76288, 76296, 152576, 152584})
+    check_shape({2, vocab, vocab, vocab}, at::kLong);
   check_shape({3, 49152, 49152, 49152}, at::kInt);
   check_shape({3, 50257, 50304, 50304}, at::kInt);
   check_shape({2, 128256, 128256, 128264}, at::kLong);
   check_shape({2, 151936, 152064, 152065}, at::kLong);  // odd stride: every second row is unaligned
+  check_shape({2, 70000, 152064, 152064}, at::kLong);   // parts of a row that are all padding
   check_shape({1, 256000, 256000, 256000}, at::kLong);
+  check_shape({1, 462856, 462856, 462856}, at::kLong);  // too wide for a cluster in fp32
+  check_shape({1, 925704, 925704, 925704}, at::kLong);  // and in bf16
 }
 
 BOOST_AUTO_TEST_CASE(far_apart_logits_neither_overflow_nor_vanish) {
@@ -335,11 +339,11 @@ BOOST_DATA_TEST_CASE(joined_shares_are_the_whole_row, bdata::make({1, 2, 16}), r
   check_split(rows, {3, 5, 1, 1}, at::kLong);
 }
 
-// Widths around one vector, one sweep of a block and the sizes at which the kernels change (512, 1024 threads
-// times 1, 4, 6, 8 vectors), in either dtype; the second share is partly padding.
+// Widths around one vector, one sweep of a block and the sizes at which the kernels change (above), in either
+// dtype; the second share is partly padding.
 BOOST_DATA_TEST_CASE(shares_at_tile_edges,
-                     bdata::make({1, 4, 7, 8, 9, 2048, 2056, 4096, 4104, 8192, 8200, 16384, 16392, 24576,
-                                  24584, 32768, 32776, 49152, 49160}),
+                     bdata::make({1,    4,    7,    8,    9,    512,   520,   1024,  1032,  4096,
+                                  4104, 4768, 4776, 9536, 9544, 19072, 19080, 38144, 38152, 76296}),
                      padded) {
   check_split(2, {2 * padded - padded / 3, 2, padded, padded}, at::kLong);
 }

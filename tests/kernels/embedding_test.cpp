@@ -31,8 +31,10 @@ BOOST_DATA_TEST_CASE(forward_copies_rows_exactly,
   }
 }
 
-BOOST_DATA_TEST_CASE(backward_adds_in_token_order,
-                     bdata::make({1, 7, 300, 2000}) * bdata::make({1, 7, 64, 264}) * bdata::make({1, 5, 999}),
+// Tokens of one id straddle the chunks of 32 that CUDA sums apart, and 32 of those.
+BOOST_DATA_TEST_CASE(backward_adds_in_a_fixed_order,
+                     bdata::make({1, 7, 31, 32, 33, 64, 65, 300, 1024, 1025, 1057, 2000}) *
+                         bdata::make({1, 7, 64, 264}) * bdata::make({1, 5, 999}),
                      tokens, width, vocab) {
   for_each_dtype([&]<class T>(at::ScalarType dtype) {
     const at::Tensor dy = random_tensor({tokens, width}, dtype, 113),
@@ -52,6 +54,48 @@ BOOST_DATA_TEST_CASE(backward_adds_in_token_order,
       check_close("dtable", got, plain, want, any_order);
     }
   });
+}
+
+// The sum is rounded to bf16 once, with what was there before.
+BOOST_DATA_TEST_CASE(backward_into_bf16_rounds_once,
+                     bdata::make({1, 33, 300, 2000}) * bdata::make({1, 7, 64, 264}) *
+                         bdata::make({1, 5, 999}),
+                     tokens, width, vocab) {
+  for_each_dtype([&]<class T>(at::ScalarType dtype) {
+    const at::Tensor dy = random_tensor({tokens, width}, dtype, 130),
+                     ids = random_ids(tokens, vocab, at::kLong, 131);
+    const at::Tensor before = random_tensor({vocab, width}, at::kBFloat16, 132);
+    std::vector<double> want = values<double>(before);
+    std::vector<float> sums = values<float>(before);
+    const auto where = values<int64_t>(ids);
+    reference::embedding_backward(values<double>(dy), where, static_cast<size_t>(width), want);
+    reference::embedding_backward(values<T>(dy), where, static_cast<size_t>(width), sums);
+    const std::vector<reference::Bf16> plain(sums.begin(), sums.end());
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      at::Tensor got = before.clone();
+      embedding_backward_op(dy, ids, got, path);
+      check_close("dtable", got, plain, want);
+    }
+  });
+}
+
+// One id for most tokens, as padding has it, beside ids of a few tokens; the long row's chunks meet in one
+// place.
+BOOST_AUTO_TEST_CASE(a_frequent_id_is_summed_in_chunks) {
+  for (const int64_t tokens : {4000, 40000}) {
+    const at::Tensor dy = random_tensor({tokens, 40}, at::kBFloat16, 133);
+    at::Tensor ids = random_ids(tokens, 300, at::kInt, 134);
+    ids.narrow(0, tokens / 10, tokens * 8 / 10).fill_(77);
+    at::Tensor got = at::zeros({300, 40}, dy.options().dtype(at::kFloat)), again = got.clone();
+    std::vector<double> want(300 * 40);
+    std::vector<float> plain(300 * 40);
+    reference::embedding_backward(values<double>(dy), values<int64_t>(ids), 40, want);
+    reference::embedding_backward(values<float>(dy), values<int64_t>(ids), 40, plain);
+    embedding_backward_op(dy, ids, got);
+    check_close("dtable", got, plain, want);
+    embedding_backward_op(dy, ids, again);
+    BOOST_TEST(bit_equal(got, again));
+  }
 }
 
 BOOST_AUTO_TEST_CASE(repeats_and_thread_counts_give_the_same_bits) {

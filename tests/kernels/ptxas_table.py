@@ -33,6 +33,8 @@ def resources(log):
     out = {}
     for name, (_, stack, stores, loads, registers) in zip(names, entries):
         name = re.sub(r"^void ", "", name)
+        if name.startswith("cub::"):  # the toolkit's own
+            continue
         name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|hearth::kernels::", "", name)
         name = re.sub(r"\(\w*\)(?=\d)", "", name)  # casts of integer template arguments
         depth = 0

@@ -6,6 +6,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 
+#include <utility>
+
 #include "kernels/rms_norm_op.h"
 #include "tests/kernels/kernel_test_support.h"
 
@@ -75,6 +77,70 @@ BOOST_DATA_TEST_CASE(every_tile_width_and_the_one_after_it,
   check_backward(5, cols);
 }
 
+// More rows than the blocks of the backward take at once, so that their rings of rows go round several times:
+// groups of 8 and of 64 lanes, of 256, and of more than half a block.
+BOOST_AUTO_TEST_CASE(many_rows) {
+  check_backward(60001, 64);
+  check_backward(9001, 512);
+  check_backward(2001, 2048);
+  check_backward(1001, 4104);
+}
+
+const auto kWidths = bdata::make({1, 7, 8, 64, 128, 256, 257, 264, 520, 776, 2048, 4096, 4104, 8192, 8200});
+
+BOOST_DATA_TEST_CASE(residual_forward_has_the_bits_of_an_addition_and_a_norm, bdata::make({1, 9}) * kWidths,
+                     rows, cols) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({rows, cols}, dtype, 50),
+                     residual = random_tensor({rows, cols + 8}, dtype, 51).narrow(1, 0, cols),
+                     w = random_tensor({cols}, dtype, 52);
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      const auto got = rms_norm_residual_forward_op(x, residual, w, kEps, path);
+      const auto want = rms_norm_forward_op(x.add(residual), w, kEps, path);
+      BOOST_TEST(bit_equal(got.sum, x.add(residual)));
+      BOOST_TEST((bit_equal(got.y, want.y) && bit_equal(got.rstd, want.rstd)));
+    }
+  }
+}
+
+BOOST_DATA_TEST_CASE(backward_with_recompute_has_the_bits_of_both, bdata::make({1, 9}) * kWidths, rows,
+                     cols) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({rows, cols}, dtype, 53), w = random_tensor({cols}, dtype, 54),
+                     dy = random_tensor({rows, cols}, dtype, 55),
+                     extra = random_tensor({rows, cols}, dtype, 56);
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      const auto forward = rms_norm_forward_op(x, w, kEps, path);
+      at::Tensor dw = at::zeros({cols}, w.options().dtype(at::kFloat)), dw_want = dw.clone();
+      const at::Tensor dx = rms_norm_backward_op(dy, x, w, forward.rstd, dw_want, extra, path);
+      const auto got = rms_norm_backward_recompute_op(dy, x, w, forward.rstd, dw, extra, path);
+      BOOST_TEST((bit_equal(got.dx, dx) && bit_equal(dw, dw_want)));
+      BOOST_TEST(bit_equal(got.y, forward.y));
+    }
+  }
+}
+
+// Heads as narrow as a warp's share, and wider ones, which take the slow path.
+BOOST_DATA_TEST_CASE(every_input_may_have_strides, bdata::make({64, 128, 256, 264, 520}), width) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const auto heads = [&](uint64_t seed) {
+      return random_tensor({7, 5 * width}, dtype, seed).narrow(1, width, 3 * width).view({7, 3, width});
+    };
+    const at::Tensor x = heads(57), dy = heads(58), extra = heads(59), w = random_tensor({width}, dtype, 60);
+    const at::Tensor rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    at::Tensor dw = at::zeros({width}, w.options().dtype(at::kFloat)), dw_want = dw.clone();
+    const auto got = rms_norm_backward_recompute_op(dy, x, w, rstd, dw, extra);
+    const auto want = rms_norm_backward_recompute_op(dy, x, w, rstd, dw_want, extra, KernelPath::Plain);
+    const double ulp = dtype == at::kFloat ? 0x1p-22 : 0x1p-8;  // both round once; sums differ in order
+    for (const auto& [a, b] : {std::pair(got.dx, want.dx), std::pair(got.y, want.y)}) {
+      const Diff diff = compare(a, b, ulp * compare(b, b, 0).largest_want);
+      BOOST_TEST(diff.ok(), diff);
+    }
+    const Diff diff = compare(dw, dw_want, 21 * 0x1p-22 * compare(dw_want, dw_want, 0).largest_want);
+    BOOST_TEST(diff.ok(), diff);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(heads_of_a_fused_qkv_view_equal_their_contiguous_copy) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const at::Tensor qkv = random_tensor({5, 9 * 64}, dtype, 21);
@@ -139,6 +205,8 @@ BOOST_AUTO_TEST_CASE(wrong_shapes_and_types_are_refused) {
   BOOST_CHECK_THROW(rms_norm_forward_op(x.to(at::kDouble), w.to(at::kDouble), kEps), Error);
   BOOST_CHECK_THROW(rms_norm_forward_op(x.t(), random_tensor({4}, at::kFloat, 37), kEps), Error);
   BOOST_CHECK_THROW(rms_norm_forward_op(x, w, -1.0), Error);
+  BOOST_CHECK_THROW(rms_norm_residual_forward_op(x, x.narrow(0, 0, 3), w, kEps), Error);
+  BOOST_CHECK_THROW(rms_norm_residual_forward_op(x, x.to(at::kBFloat16), w, kEps), Error);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 // the scalar path because the second half of a row is then unaligned.
 #include "kernels/reference/swiglu.h"
 
+#include <ATen/ops/empty_like.h>
+
 #include "kernels/swiglu_op.h"
 #include "tests/kernels/kernel_test_support.h"
 
@@ -30,6 +32,23 @@ BOOST_DATA_TEST_CASE(forward_and_backward_are_as_accurate_as_plain_arithmetic,
   });
 }
 
+// One below, at and above the vector and a block's tile; the odd one takes the scalar path.
+BOOST_DATA_TEST_CASE(outputs_in_place_have_the_bits_of_separate_ones,
+                     bdata::make({1, 7, 8, 9, 2040, 2048, 2056}), width) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      const at::Tensor gu = random_tensor({5, 2 * width}, dtype, 70, 3.0),
+                       dh = random_tensor({5, width}, dtype, 71);
+      const at::Tensor dgu = swiglu_backward_op(dh, gu, path), h = swiglu_forward_op(gu, path);
+      at::Tensor beside = at::empty_like(gu), h_beside = at::empty_like(dh);
+      swiglu_backward_out_op(dh, gu, beside, h_beside, path);
+      BOOST_TEST((bit_equal(beside, dgu) && bit_equal(h_beside, h)));
+      at::Tensor over_gu = gu.clone(), over_dh = dh.clone();
+      swiglu_backward_out_op(over_dh, over_gu, over_gu, over_dh, path);
+      BOOST_TEST((bit_equal(over_gu, dgu) && bit_equal(over_dh, h)));
+    }
+}
+
 BOOST_AUTO_TEST_CASE(extreme_gates_saturate_and_nan_stays_nan) {
   at::Tensor gu = random_tensor({1, 8}, at::kFloat, 63);
   const float gates[] = {200.0f, -200.0f, 1e30f, std::nanf("")};
@@ -56,6 +75,10 @@ BOOST_AUTO_TEST_CASE(wrong_shapes_are_refused) {
   BOOST_CHECK_THROW(swiglu_forward_op(random_tensor({2, 7}, at::kFloat, 67)), Error);
   BOOST_CHECK_THROW(swiglu_backward_op(random_tensor({2, 8}, at::kFloat, 68), gu), Error);
   BOOST_CHECK_THROW(swiglu_backward_op(random_tensor({2, 4}, at::kBFloat16, 69), gu), Error);
+  const at::Tensor dh = random_tensor({2, 4}, at::kFloat, 72);
+  at::Tensor dgu = at::empty_like(gu);
+  BOOST_CHECK_THROW(swiglu_backward_out_op(dh, gu, dgu, random_tensor({2, 3}, at::kFloat, 73)), Error);
+  BOOST_CHECK_THROW(swiglu_backward_out_op(dh, gu, dgu, random_tensor({4, 2}, at::kFloat, 74).t()), Error);
 }
 
 }  // namespace
