@@ -47,7 +47,7 @@ std::vector<Sample> random_samples(const ExperimentConfig& config, int64_t strea
 class Bench {
  public:
   Bench(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
-        const BenchmarkOptions& options, const OtherModels& others)
+        const BenchmarkOptions& options, const OtherModels& others, Log& log)
       : config_(config), device_(device), model_(config, groups, device, others) {
     model_.allow_graphs(config, log);
     model_.start(static_cast<uint64_t>(config.training.seed), others.init_from);

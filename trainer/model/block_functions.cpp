@@ -142,15 +142,25 @@ void now_or_later(const ModelContext& context, Gradient&& gradient) {
   }
 }
 
-Tensor norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const NormWeights& w,
-                     const ModelContext& context, const Tensor& residual_grad = {}) {
+struct NormGradient {
+  Tensor dx;
+  Tensor y;  // the norm's output, where it was asked for
+};
+enum class NormOutput { NotNeeded, Rebuilt };
+NormGradient norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const NormWeights& w,
+                           const ModelContext& context, const Tensor& residual_grad = {},
+                           NormOutput output = NormOutput::NotNeeded) {
   Tensor main_grad = w.main_grad;
-  if (!main_grad.defined())
-    return kernels::rms_norm_backward_op(dy, x, w.weight, rstd, main_grad, residual_grad);
-  context.events->before_gradient(w.parameters);
-  Tensor dx = kernels::rms_norm_backward_op(dy, x, w.weight, rstd, main_grad, residual_grad);
-  context.events->gradient_ready(w.parameters);
-  return dx;
+  if (main_grad.defined()) context.events->before_gradient(w.parameters);
+  NormGradient gradient;
+  if (output == NormOutput::Rebuilt) {
+    auto both = kernels::rms_norm_backward_recompute_op(dy, x, w.weight, rstd, main_grad, residual_grad);
+    gradient = {std::move(both.dx), std::move(both.y)};
+  } else {
+    gradient.dx = kernels::rms_norm_backward_op(dy, x, w.weight, rstd, main_grad, residual_grad);
+  }
+  if (main_grad.defined()) context.events->gradient_ready(w.parameters);
+  return gradient;
 }
 
 // Backward of norm -> gather -> column-parallel linear. `normed` holds this rank's rows, which are gathered
@@ -172,6 +182,30 @@ Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const Line
   PendingRows dx = context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx");
   accumulate_weight_gradient(dy, x.wait(), w, dh, keys, context);
   return dx.wait();
+}
+
+// Backward of norm -> column-parallel linear, down to the norm's input; `residual_grad` is added to that.
+// `kept`: the norm's output, undefined where it is rebuilt: with a group of ranks before it is gathered,
+// alone by the norm's backward itself, which reads what that takes anyway.
+Tensor normed_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& kept,
+                              const NormWeights& norm, const LinearWeights& w, const DropoutKeys& keys,
+                              const ModelContext& context, const Tensor& residual_grad) {
+  if (context.rows.size() > 1) {
+    const Tensor normed = kept.defined() ? kept : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
+    return norm_backward(column_linear_backward(dy, normed, w, keys, context), x, rstd, norm, context,
+                         residual_grad)
+        .dx;
+  }
+  const Tensor dh = adapter_gradient(dy, w);
+  const bool trains = w.main_grad.defined() || w.lora;
+  const auto output = trains && !kept.defined() ? NormOutput::Rebuilt : NormOutput::NotNeeded;
+  const auto gradient =
+      norm_backward(linear_input_gradient(dy, w, dh, keys), x, rstd, norm, context, residual_grad, output);
+  if (trains)
+    now_or_later(context, [dy, normed = kept.defined() ? kept : gradient.y, dh, keys, &w, &context] {
+      accumulate_weight_gradient(dy, normed, w, dh, keys, context);
+    });
+  return gradient.dx;
 }
 
 // q and k sections of [N, H + 2K, W], as views.
@@ -235,16 +269,12 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     auto [dq, dk] = query_and_key(d_qkv, *w);
     kernels::rope_out_op(dq, dk, {saved[7], saved[8]}, saved[9], kernels::RopeDirection::Backward, dq, dk);
     if (w->q_norm.weight.defined()) {
-      dq.copy_(norm_backward(dq, saved[3], saved[5], w->q_norm, context));
-      dk.copy_(norm_backward(dk, saved[4], saved[6], w->k_norm, context));
+      dq.copy_(norm_backward(dq, saved[3], saved[5], w->q_norm, context).dx);
+      dk.copy_(norm_backward(dk, saved[4], saved[6], w->k_norm, context).dx);
     }
-    const Tensor normed = saved[2].defined()
-                              ? saved[2]
-                              : kernels::rms_norm_forward_op(x, w->input_norm.weight, w->input_norm.eps).y;
-    const Tensor d_normed =
-        column_linear_backward(d_qkv.view({d_qkv.size(0), -1}), normed, w->qkv, {saved[10]}, context);
     const Tensor residual_grad = grads[1].defined() ? grads[1].contiguous() : Tensor();
-    const Tensor dx = norm_backward(d_normed, x, rstd, w->input_norm, context, residual_grad);
+    const Tensor dx = normed_linear_backward(d_qkv.view({d_qkv.size(0), -1}), x, rstd, saved[2],
+                                             w->input_norm, w->qkv, {saved[10]}, context, residual_grad);
     context.events->after_use(w->unit, UsePhase::Backward);
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -301,20 +331,21 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     context.events->before_use(w->unit, UsePhase::Backward);
     const auto& norm = w->post_attention_norm;
     const Tensor dy = grads[0].contiguous();
-    const Tensor x = saved[0], rstd = saved[1], gate_up = saved[2], kept = saved[4];
     const Tensor dy_all = context.rows.gather(dy, "tp.down.dy").wait();
     const Tensor dh = adapter_gradient(dy_all, w->down);
     const DropoutKeys keys{saved[5]};
-    now_or_later(context, [dy_all, dh, keys, gate_up, kept, w, &context] {
-      const Tensor activated = kept.defined() ? kept : kernels::swiglu_forward_op(gate_up);
+    // In place: gate and up are not needed again, and the activation, where it is rebuilt, takes its
+    // gradient's memory.
+    Tensor d_activated = linear_input_gradient(dy_all, w->down, dh, keys), d_gate_up = saved[2];
+    const Tensor activated = saved[4].defined() ? saved[4] : d_activated;
+    kernels::swiglu_backward_out_op(d_activated, saved[2], d_gate_up,
+                                    saved[4].defined() ? Tensor() : activated);
+    now_or_later(context, [dy_all, dh, keys, activated, w, &context] {
       accumulate_weight_gradient(dy_all, activated, w->down, dh, keys, context);
     });
-    const Tensor d_gate_up =
-        kernels::swiglu_backward_op(linear_input_gradient(dy_all, w->down, dh, keys), gate_up);
-    const Tensor normed =
-        saved[3].defined() ? saved[3] : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
-    const Tensor d_normed = column_linear_backward(d_gate_up, normed, w->gate_up, keys, context);
-    return {norm_backward(d_normed, x, rstd, norm, context, /*residual_grad=*/dy), Tensor(), Tensor()};
+    return {normed_linear_backward(d_gate_up, saved[0], saved[1], saved[3], norm, w->gate_up, keys, context,
+                                   /*residual_grad=*/dy),
+            Tensor(), Tensor()};
   }
 };
 
@@ -330,7 +361,8 @@ struct RmsNormFn : torch::autograd::Function<RmsNormFn> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     return {norm_backward(grads[0].contiguous(), saved[0], saved[1], *kept_pointer<NormWeights>(ctx, "w"),
-                          *kept_pointer<ModelContext>(ctx, "context")),
+                          *kept_pointer<ModelContext>(ctx, "context"))
+                .dx,
             Tensor(), Tensor()};
   }
 };
