@@ -36,7 +36,7 @@ struct Dimensions {
   int64_t row_norm = 0, head_statistics = 0, qk_statistics = 0;  // fp32
 };
 
-// fp32 attention with document borders keeps an additive mask [B, 1, S, S] a layer (make_attention_layout).
+// fp32 attention with document borders keeps an additive mask [B, 1, S, S] a layer (AttentionBackend::Aten).
 int64_t mask_bytes(const ExperimentConfig& config, const Mesh& mesh, const Dimensions& d) {
   const bool masked = config.data.reset_attention_mask && mesh.size(MeshAxis::Cp) == 1 && d.element == 4;
   return masked ? d.rows * config.data.seq_length * d.element : 0;
@@ -85,8 +85,8 @@ ActivationSizes activation_sizes(const ExperimentConfig& config, const Mesh& mes
   sizes.head_working = d.nD + 2 * d.gathered + chunk * (d.vocab + d.hidden) * d.element;
   sizes.backward_working =
       d.nD + d.gathered + 3 * d.ffn;  // dy; gradients of silu(gate) x up, and of gate and up
-  // The last layer's end: gradients of q, k, v and their copy before RoPE, of the norm's output and input;
-  // its input.
+  // The last layer's end: gradients of q, k, v and what attention made them from, of the norm's output and
+  // input; its input.
   sizes.deferred_working = d.q + 2 * d.kv + 3 * d.nD + d.gathered;
   sizes.weights_working = d.gathered + (choice.swiglu ? d.ffn : 0);
   if (choice.every_layers > 0) {
