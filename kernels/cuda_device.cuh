@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "base/dtype.h"
 #include "kernels/launch_check.h"
@@ -49,7 +50,8 @@ __device__ __forceinline__ void store(T* pointer, const Vec<T, kCount>& value) {
   *reinterpret_cast<Vec<T, kCount>*>(pointer) = value;
 }
 
-// 16 bytes as they lie in memory: of loaded 16-bit elements the compiler makes registers of their own.
+// 16 bytes as they lie in memory. Of loaded 16-bit elements the compiler makes registers of their own, where
+// it can right behind the load, which then waits there.
 using Words = Vec<uint32_t, 4>;
 // Element i of 16 bytes of T; i is a constant in an unrolled loop. bf16 is the upper half of a float.
 template <class T>
@@ -57,6 +59,18 @@ __device__ __forceinline__ float element(const Words& words, int i) {
   if constexpr (sizeof(T) == 4) return __uint_as_float(words.at[i]);
   return __uint_as_float(i % 2 ? words.at[i / 2] & 0xffff0000u : words.at[i / 2] << 16);
 }
+template <class T, int kCount>
+__device__ __forceinline__ float element(const Vec<T, kCount>& vec, int i) {
+  return to_float(vec.at[i]);
+}
+// kCount elements of T that are not to be taken apart before they are used; element<T>() reads them.
+template <class T, int kCount>
+using Packed = std::conditional_t<kCount * sizeof(T) == sizeof(Words), Words, Vec<T, kCount>>;
+template <class T, int kCount>
+__device__ __forceinline__ Packed<T, kCount> load_packed(const T* pointer) {
+  return *reinterpret_cast<const Packed<T, kCount>*>(pointer);
+}
+
 // Copies 16 bytes, both addresses multiples of 16, or fills with zeros and reads nothing; without a register,
 // and without waiting. The copies between two commits are a group.
 __device__ __forceinline__ void copy_async(Words* shared, const void* global, bool exists = true) {
