@@ -2,38 +2,13 @@
 
 #include <limits>
 
-#include "kernels/cuda_device.cuh"
+#include "kernels/rope_angles.cuh"
 
 namespace hearth::kernels {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kHeads = 2;  // of a thread: twice the loads in flight, and half the reads of the angles
-
-// cos and sin of kVec pairs of one position, NaN for a position that the table lacks.
-template <int kVec>
-struct Angles {
-  float cosine[kVec], sine[kVec];
-};
-template <int kVec>
-__device__ __forceinline__ Angles<kVec> read_angles(const RopeArgs& a, int64_t token, int first) {
-  constexpr int kPart = kVec < 4 ? kVec : 4;
-  const int64_t position = read_id(a.positions, a.positions_dtype == DType::I64, token);
-  const bool valid = position >= 0 && position < a.num_positions;
-  const int64_t offset = (valid ? position * (a.head_dim / 2) : 0) + first;
-  Angles<kVec> angles;
-#pragma unroll
-  for (int part = 0; part < kVec; part += kPart) {
-    const auto cosine = load<float, kPart>(a.cosine + offset + part);
-    const auto sine = load<float, kPart>(a.sine + offset + part);
-#pragma unroll
-    for (int i = 0; i < kPart; ++i) {
-      angles.cosine[part + i] = valid ? cosine.at[i] : __int_as_float(0x7fffffff);
-      angles.sine[part + i] = a.sign * sine.at[i];
-    }
-  }
-  return angles;
-}
 
 // A thread has one vector of pairs (elements i.. and i + half..) of two heads of one token: head `slot` and
 // the one half of the heads further, query heads first. The vectors of all heads of all tokens are numbered
@@ -63,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     x[n] = load_packed<T, kVec>(in);
     y[n] = load_packed<T, kVec>(in + half);
   }
-  const Angles<kVec> angles = read_angles<kVec>(a, token, first);
+  const Angles<kVec> angles = read_angles<kVec>(a.angles, token, half, first, a.sign);
 #pragma unroll
   for (int n = 0; n < kHeads; ++n) {
     if (!exists[n]) continue;
@@ -106,7 +81,8 @@ void rope(const RopeArgs& args, cudaStream_t stream) {
   dispatch_activation("rope", args.dtype, [&]<class T>() {
     constexpr int kVec = kVecElements<T>;
     const bool aligned = (args.head_dim / 2) % kVec == 0 && vectors_fit(args.q, kVec) &&
-                         vectors_fit(args.k, kVec) && is_aligned_16(args.cosine) && is_aligned_16(args.sine);
+                         vectors_fit(args.k, kVec) && is_aligned_16(args.angles.cosine) &&
+                         is_aligned_16(args.angles.sine);
     aligned ? launch<T, kVec>(args, stream) : launch<T, 1>(args, stream);
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());
