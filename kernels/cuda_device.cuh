@@ -114,6 +114,34 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   return sum;
 }
 
+constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
+
+// For bf16 logits the hardware's approximate exponential (flushing to zero below 2^-126) is far inside what
+// the logits' own rounding makes of the result, and the arithmetic then hides behind the loads.
+template <class T>
+__device__ __forceinline__ float exponential(float x) {
+  if constexpr (sizeof(T) == 2) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504088896341f));
+    return result;
+  }
+  return expf(x);
+}
+
+// Calls body(i) for the elements of a vector at column c that lie below `limit`; whole vectors take no
+// comparisons.
+template <int kVec, class Body>
+__device__ __forceinline__ void for_valid(int c, int limit, Body&& body) {
+  if (c + kVec <= limit) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) body(i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (c + i < limit) body(i);
+  }
+}
+
 // Lets `kernel` have that much dynamic shared memory, and asks for as little L1 cache as there can be beside
 // it, so that as many blocks fit as the memory allows.
 template <class Kernel>
