@@ -7,8 +7,6 @@
 namespace hearth::kernels {
 namespace {
 
-constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
-
 // Three blocks of kept parts fill an SM's shared memory (1 KB each is CUDA's, and some hundred bytes are for
 // the reductions), so that one loads while the others reduce and store. Narrow rows take small blocks, and
 // more of them.
@@ -19,18 +17,6 @@ constexpr int kMaxParts = 8;                       // of a cluster that every Ho
 constexpr int kStreamingThreads = 1024, kGradientThreads = 512;
 
 enum class Mode { LossAndGradient, Logprob, Statistics };
-
-// For bf16 logits the hardware's approximate exponential (flushing to zero below 2^-126) is far inside the
-// rounding of the store, and the arithmetic then hides behind the loads.
-template <class T>
-__device__ __forceinline__ float exponential(float x) {
-  if constexpr (sizeof(T) == 2) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504088896341f));
-    return result;
-  }
-  return expf(x);
-}
 
 // Maximum and sum of exp(x - maximum) of what a thread has seen.
 struct Online {
@@ -62,20 +48,6 @@ __device__ Online block_merge(Online value) {
     value = merge<T>(value, {__shfl_xor_sync(kFullMask, value.max, offset),
                              __shfl_xor_sync(kFullMask, value.sum, offset)});
   return value;
-}
-
-// Calls body(i) for the elements of a vector at column c that lie below `limit`; whole vectors take no
-// comparisons.
-template <int kVec, class Body>
-__device__ __forceinline__ void for_valid(int c, int limit, Body&& body) {
-  if (c + kVec <= limit) {
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) body(i);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kVec; ++i)
-      if (c + i < limit) body(i);
-  }
 }
 
 // Adds kVecs vectors, vector v starting at column first + v * stride; columns from `valid` on do not count.

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "base/dtype.h"
 #include "kernels/launch_check.h"
@@ -49,7 +50,8 @@ __device__ __forceinline__ void store(T* pointer, const Vec<T, kCount>& value) {
   *reinterpret_cast<Vec<T, kCount>*>(pointer) = value;
 }
 
-// 16 bytes as they lie in memory: of loaded 16-bit elements the compiler makes registers of their own.
+// 16 bytes as they lie in memory. Of loaded 16-bit elements the compiler makes registers of their own, where
+// it can right behind the load, which then waits there.
 using Words = Vec<uint32_t, 4>;
 // Element i of 16 bytes of T; i is a constant in an unrolled loop. bf16 is the upper half of a float.
 template <class T>
@@ -57,6 +59,18 @@ __device__ __forceinline__ float element(const Words& words, int i) {
   if constexpr (sizeof(T) == 4) return __uint_as_float(words.at[i]);
   return __uint_as_float(i % 2 ? words.at[i / 2] & 0xffff0000u : words.at[i / 2] << 16);
 }
+template <class T, int kCount>
+__device__ __forceinline__ float element(const Vec<T, kCount>& vec, int i) {
+  return to_float(vec.at[i]);
+}
+// kCount elements of T that are not to be taken apart before they are used; element<T>() reads them.
+template <class T, int kCount>
+using Packed = std::conditional_t<kCount * sizeof(T) == sizeof(Words), Words, Vec<T, kCount>>;
+template <class T, int kCount>
+__device__ __forceinline__ Packed<T, kCount> load_packed(const T* pointer) {
+  return *reinterpret_cast<const Packed<T, kCount>*>(pointer);
+}
+
 // Copies 16 bytes, both addresses multiples of 16, or fills with zeros and reads nothing; without a register,
 // and without waiting. The copies between two commits are a group.
 __device__ __forceinline__ void copy_async(Words* shared, const void* global, bool exists = true) {
@@ -98,6 +112,34 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 #pragma unroll
   for (int warp = 0; warp < kThreads / kWarp; ++warp) sum += scratch[warp];
   return sum;
+}
+
+constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
+
+// For bf16 logits the hardware's approximate exponential (flushing to zero below 2^-126) is far inside what
+// the logits' own rounding makes of the result, and the arithmetic then hides behind the loads.
+template <class T>
+__device__ __forceinline__ float exponential(float x) {
+  if constexpr (sizeof(T) == 2) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504088896341f));
+    return result;
+  }
+  return expf(x);
+}
+
+// Calls body(i) for the elements of a vector at column c that lie below `limit`; whole vectors take no
+// comparisons.
+template <int kVec, class Body>
+__device__ __forceinline__ void for_valid(int c, int limit, Body&& body) {
+  if (c + kVec <= limit) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) body(i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      if (c + i < limit) body(i);
+  }
 }
 
 // Lets `kernel` have that much dynamic shared memory, and asks for as little L1 cache as there can be beside

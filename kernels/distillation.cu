@@ -6,7 +6,6 @@ namespace hearth::kernels {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr float kLowest = -3.402823466e38f;  // -FLT_MAX: unlike -inf, differences of it are never NaN
 
 struct RowTarget {
   bool ignored;
@@ -33,57 +32,80 @@ __device__ float block_max(float value) {
   return value;
 }
 
-// Visits the row's columns [0, limit) in vectors: body(column, value).
-template <class T, int kVec, class Body>
-__device__ __forceinline__ void for_columns(const T* row, int64_t limit, Body&& body) {
-  for (int64_t c = int64_t{threadIdx.x} * kVec; c < limit; c += kThreads * kVec) {
-    const auto x = load<T, kVec>(row + c);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i)
-      if (c + i < limit) body(c + i, to_float(x.at[i]));
-  }
+// Maximum, sum of exp(z - maximum) and the sum of its powers 1 / temperature, of what a thread has seen in
+// one pass (online softmax, Milakov & Gimelshein 2018).
+struct Tempered {
+  float max = kLowest, sum = 0.0f, tempered = 0.0f;
+};
+
+template <class T>
+__device__ __forceinline__ Tempered rescaled(const Tempered& s, float max, float inverse_temperature) {
+  return {max, s.sum * exponential<T>(s.max - max),
+          s.tempered * exponential<T>((s.max - max) * inverse_temperature)};
 }
 
-// Maximum first, then the sums: a row of the usual vocabularies stays in the L2 cache between the passes.
+// Adds a vector at column c: columns below `valid` to the sum (where kWithSum), those below `common` to the
+// other.
+template <class T, int kVec, bool kWithSum>
+__device__ __forceinline__ void add_vector(Tempered& state, const Packed<T, kVec>& z, int c, int valid,
+                                           int common, float inverse_temperature) {
+  const int limit = kWithSum ? valid : common;
+  float max = state.max;
+  for_valid<kVec>(c, limit, [&](int i) { max = fmaxf(max, element<T>(z, i)); });
+  if (max > state.max) state = rescaled<T>(state, max, inverse_temperature);
+  if constexpr (kWithSum)
+    for_valid<kVec>(c, valid, [&](int i) { state.sum += exponential<T>(element<T>(z, i) - max); });
+  for_valid<kVec>(c, common, [&](int i) {
+    state.tempered += exponential<T>((element<T>(z, i) - max) * inverse_temperature);
+  });
+}
+
+// Over the block; every thread returns it.
+template <class T>
+__device__ Tempered block_total(const Tempered& state, float inverse_temperature, float* scratch) {
+  const Tempered own = rescaled<T>(state, block_max(state.max), inverse_temperature);
+  return {own.max, block_sum<kThreads>(own.sum, scratch), block_sum<kThreads>(own.tempered, scratch)};
+}
+
+// Reads both rows once.
 template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads) distillation_statistics_kernel(const DistillationArgs a) {
   __shared__ float scratch[kThreads / kWarp];
   const T* student = static_cast<const T*>(a.student) + int64_t{blockIdx.x} * a.student_stride;
   const T* teacher = static_cast<const T*>(a.teacher) + int64_t{blockIdx.x} * a.teacher_stride;
   const RowTarget target = row_target(a);
-  float max_s = kLowest, max_t = kLowest;
-  for_columns<T, kVec>(student, a.valid, [&](int64_t, float z) { max_s = fmaxf(max_s, z); });
-  for_columns<T, kVec>(teacher, a.common, [&](int64_t, float z) { max_t = fmaxf(max_t, z); });
-  max_s = block_max(max_s), max_t = block_max(max_t);
-  float sum = 0.0f, tempered_s = 0.0f, tempered_t = 0.0f;
-  for_columns<T, kVec>(student, a.valid, [&](int64_t c, float z) {
-    sum += expf(z - max_s);
-    if (c < a.common) tempered_s += expf((z - max_s) * a.inverse_temperature);
-  });
-  for_columns<T, kVec>(teacher, a.common,
-                       [&](int64_t, float z) { tempered_t += expf((z - max_t) * a.inverse_temperature); });
-  sum = block_sum<kThreads>(sum, scratch);
-  tempered_s = block_sum<kThreads>(tempered_s, scratch);
-  tempered_t = block_sum<kThreads>(tempered_t, scratch);
+  const int valid = static_cast<int>(a.valid), common = static_cast<int>(a.common);
+  Tempered s, t;
+#pragma unroll 2
+  for (int c = static_cast<int>(threadIdx.x) * kVec; c < valid; c += kThreads * kVec) {
+    const auto zs = load_packed<T, kVec>(student + c);
+    Packed<T, kVec> zt = {};
+    if (c < common) zt = load_packed<T, kVec>(teacher + c);
+    add_vector<T, kVec, true>(s, zs, c, valid, common, a.inverse_temperature);
+    add_vector<T, kVec, false>(t, zt, c, valid, common, a.inverse_temperature);
+  }
+  s = block_total<T>(s, a.inverse_temperature, scratch);
+  t = block_total<T>(t, a.inverse_temperature, scratch);
   if (threadIdx.x != 0) return;
   const float minus_infinity = __int_as_float(0xff800000);
   float* out = a.out + int64_t{blockIdx.x} * 6;
-  out[0] = a.valid == 0 ? minus_infinity : max_s;
-  out[1] = sum;
+  out[0] = a.valid == 0 ? minus_infinity : s.max;
+  out[1] = s.sum;
   out[2] = target.column >= 0 && !target.ignored ? to_float(student[target.column]) : 0.0f;
-  out[3] = tempered_s;
-  out[4] = a.common == 0 ? minus_infinity : max_t;
-  out[5] = tempered_t;
+  out[3] = s.tempered;
+  out[4] = a.common == 0 ? minus_infinity : t.max;
+  out[5] = t.tempered;
 }
 
 // log of the mixture beta t + (1 - beta) s from the two logarithms.
+template <class T>
 __device__ __forceinline__ float log_mixture(float log_s, float log_t, float beta) {
   const float a = log_t + logf(beta), b = log_s + logf(1.0f - beta);
-  const float max = fmaxf(a, b);
-  return max + logf(expf(a - max) + expf(b - max));
+  const float max = fmaxf(a, b), sum = exponential<T>(a - max) + exponential<T>(b - max);
+  return max + (sizeof(T) == 2 ? __logf(sum) : logf(sum));
 }
 
-template <class T, int kVec>
+template <class T, int kVec, Divergence kDivergence>
 __global__ void __launch_bounds__(kThreads) distillation_sums_kernel(const DistillationArgs a) {
   __shared__ float scratch[kThreads / kWarp];
   const T* student = static_cast<const T*>(a.student) + int64_t{blockIdx.x} * a.student_stride;
@@ -95,21 +117,22 @@ __global__ void __launch_bounds__(kThreads) distillation_sums_kernel(const Disti
   }
   const float lse_s = a.inputs[int64_t{blockIdx.x} * 2], lse_t = a.inputs[int64_t{blockIdx.x} * 2 + 1];
   float first = 0.0f, second = 0.0f;
+#pragma unroll 2
   for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.common; c += kThreads * kVec) {
-    const auto zs = load<T, kVec>(student + c), zt = load<T, kVec>(teacher + c);
+    const auto zs = load_packed<T, kVec>(student + c), zt = load_packed<T, kVec>(teacher + c);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       if (c + i >= a.common) continue;
-      const float log_s = to_float(zs.at[i]) * a.inverse_temperature - lse_s,
-                  log_t = to_float(zt.at[i]) * a.inverse_temperature - lse_t;
-      if (a.divergence == Divergence::ForwardKl) {
-        first += expf(log_t) * (log_t - log_s);
-      } else if (a.divergence == Divergence::ReverseKl) {
-        second += expf(log_s) * (log_s - log_t);
+      const float log_s = element<T>(zs, i) * a.inverse_temperature - lse_s,
+                  log_t = element<T>(zt, i) * a.inverse_temperature - lse_t;
+      if constexpr (kDivergence == Divergence::ForwardKl) {
+        first += exponential<T>(log_t) * (log_t - log_s);
+      } else if constexpr (kDivergence == Divergence::ReverseKl) {
+        second += exponential<T>(log_s) * (log_s - log_t);
       } else {
-        const float log_m = log_mixture(log_s, log_t, a.beta);
-        first += expf(log_t) * (log_t - log_m);
-        second += expf(log_s) * (log_s - log_m);
+        const float log_m = log_mixture<T>(log_s, log_t, a.beta);
+        first += exponential<T>(log_t) * (log_t - log_m);
+        second += exponential<T>(log_s) * (log_s - log_m);
       }
     }
   }
@@ -118,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) distillation_sums_kernel(const Disti
   if (threadIdx.x == 0) out[0] = first, out[1] = second;
 }
 
-template <class T, int kVec>
+template <class T, int kVec, Divergence kDivergence>
 __global__ void __launch_bounds__(kThreads) distillation_gradient_kernel(const DistillationArgs a) {
   T* student = static_cast<T*>(a.student) + int64_t{blockIdx.x} * a.student_stride;
   const T* teacher = static_cast<const T*>(a.teacher) + int64_t{blockIdx.x} * a.teacher_stride;
@@ -126,34 +149,36 @@ __global__ void __launch_bounds__(kThreads) distillation_gradient_kernel(const D
   const float* in = a.inputs + int64_t{blockIdx.x} * 4;
   const float lse_s = in[0], lse_t = in[1], divergence = in[2], lse = in[3];
   for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.cols; c += kThreads * kVec) {
-    Vec<T, kVec> zs = load<T, kVec>(student + c), zt;
-    const bool any_common = c < a.common && a.divergence != Divergence::Given;
-    if (any_common) zt = load<T, kVec>(teacher + c);
+    const auto zs = load_packed<T, kVec>(student + c);
+    Packed<T, kVec> zt = {};
+    Vec<T, kVec> out;
+    const bool any_common = c < a.common && kDivergence != Divergence::Given;
+    if (any_common) zt = load_packed<T, kVec>(teacher + c);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       float g = 0.0f;
       if (!target.ignored && c + i < a.valid) {
-        const float z = to_float(zs.at[i]);
-        g = a.cross_entropy_scale * (expf(z - lse) - (c + i == target.column ? 1.0f : 0.0f));
+        const float z = element<T>(zs, i);
+        g = a.cross_entropy_scale * (exponential<T>(z - lse) - (c + i == target.column ? 1.0f : 0.0f));
         if (c + i < a.common) {
-          const float log_s = z * a.inverse_temperature - lse_s, s = expf(log_s);
-          const float log_t = any_common ? to_float(zt.at[i]) * a.inverse_temperature - lse_t : 0.0f;
+          const float log_s = z * a.inverse_temperature - lse_s, s = exponential<T>(log_s);
+          const float log_t = any_common ? element<T>(zt, i) * a.inverse_temperature - lse_t : 0.0f;
           float d;
-          if (a.divergence == Divergence::Given) {
+          if constexpr (kDivergence == Divergence::Given) {
             d = s * lse_t;
-          } else if (a.divergence == Divergence::ForwardKl) {
-            d = s - expf(log_t);
-          } else if (a.divergence == Divergence::ReverseKl) {
+          } else if constexpr (kDivergence == Divergence::ForwardKl) {
+            d = s - exponential<T>(log_t);
+          } else if constexpr (kDivergence == Divergence::ReverseKl) {
             d = s * (log_s - log_t - divergence);
           } else {
-            d = (1.0f - a.beta) * s * (log_s - log_mixture(log_s, log_t, a.beta) - divergence);
+            d = (1.0f - a.beta) * s * (log_s - log_mixture<T>(log_s, log_t, a.beta) - divergence);
           }
           g += a.divergence_scale * d;
         }
       }
-      zs.at[i] = from_float<T>(g);
+      out.at[i] = from_float<T>(g);
     }
-    store(student + c, zs);
+    store(student + c, out);
   }
 }
 
@@ -190,6 +215,21 @@ void with_widest_access(const char* op, const DistillationArgs& args, Launch&& l
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
+// Calls body<divergence>().
+template <class Body>
+void with_divergence(const DistillationArgs& args, Body&& body) {
+  switch (args.divergence) {
+    case Divergence::ForwardKl:
+      return body.template operator()<Divergence::ForwardKl>();
+    case Divergence::ReverseKl:
+      return body.template operator()<Divergence::ReverseKl>();
+    case Divergence::Given:
+      return body.template operator()<Divergence::Given>();
+    default:
+      return body.template operator()<Divergence::Jsd>();
+  }
+}
+
 }  // namespace
 
 void distillation_statistics(const DistillationArgs& args, cudaStream_t stream) {
@@ -200,13 +240,17 @@ void distillation_statistics(const DistillationArgs& args, cudaStream_t stream) 
 
 void distillation_sums(const DistillationArgs& args, cudaStream_t stream) {
   with_widest_access("distillation_sums", args, [&]<class T, int kVec>(unsigned grid) {
-    distillation_sums_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(args);
+    with_divergence(args, [&]<Divergence kDivergence>() {
+      distillation_sums_kernel<T, kVec, kDivergence><<<grid, kThreads, 0, stream>>>(args);
+    });
   });
 }
 
 void distillation_gradient(const DistillationArgs& args, cudaStream_t stream) {
   with_widest_access("distillation_gradient", args, [&]<class T, int kVec>(unsigned grid) {
-    distillation_gradient_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(args);
+    with_divergence(args, [&]<Divergence kDivergence>() {
+      distillation_gradient_kernel<T, kVec, kDivergence><<<grid, kThreads, 0, stream>>>(args);
+    });
   });
 }
 

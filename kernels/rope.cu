@@ -1,50 +1,57 @@
 #include "kernels/rope.h"
 
-#include <algorithm>
+#include <limits>
 
-#include "kernels/cuda_device.cuh"
+#include "kernels/rope_angles.cuh"
 
 namespace hearth::kernels {
 namespace {
 
-constexpr int kMaxThreads = 256;
+constexpr int kThreads = 256;
+constexpr int kHeads = 2;  // of a thread: twice the loads in flight, and half the reads of the angles
 
-// Rotates kVec pairs: elements i.. and i + half.. of one head. Both halves are read before either is written,
-// so the output may be the input.
+// A thread has one vector of pairs (elements i.. and i + half..) of two heads of one token: head `slot` and
+// the one half of the heads further, query heads first. The vectors of all heads of all tokens are numbered
+// through, so that every thread has work whatever their number. Both halves are read before either is
+// written, so the output may be the input.
 template <class T, int kVec>
-__device__ __forceinline__ void rotate(const T* in, T* out, const float* cosine, const float* sine,
-                                       int64_t half, float sign, bool valid) {
-  const auto a = load<T, kVec>(in), b = load<T, kVec>(in + half);
-  Vec<T, kVec> first, second;
+__global__ void __launch_bounds__(kThreads)
+    rope_kernel(const RopeArgs a, unsigned per_head, unsigned slots, unsigned items) {
+  const unsigned item = blockIdx.x * kThreads + threadIdx.x;
+  if (item >= items) return;
+  const unsigned token = item / (slots * per_head), rest = item - token * slots * per_head;
+  const unsigned slot = rest / per_head;
+  const int first = static_cast<int>(rest - slot * per_head) * kVec;
+  const int64_t half = a.head_dim / 2;
+  Packed<T, kVec> x[kHeads], y[kHeads];
+  T* out[kHeads];
+  bool exists[kHeads];
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    const float c = valid ? cosine[i] : __int_as_float(0x7fffffff), s = valid ? sign * sine[i] : 0.0f;
-    first.at[i] = from_float<T>(to_float(a.at[i]) * c - to_float(b.at[i]) * s);
-    second.at[i] = from_float<T>(to_float(b.at[i]) * c + to_float(a.at[i]) * s);
-  }
-  store(out, first);
-  store(out + half, second);
-}
-
-// One block per token: its threads walk the vectors of all query heads, then of all key heads, and share the
-// token's row of the table through the L1 cache.
-template <class T, int kVec>
-__global__ void __launch_bounds__(kMaxThreads) rope_kernel(const RopeArgs a) {
-  const int64_t token = blockIdx.x, half = a.head_dim / 2;
-  const int64_t position = read_id(a.positions, a.positions_dtype == DType::I64, token);
-  const bool valid = position >= 0 && position < a.num_positions;
-  const float* cosine = a.cosine + (valid ? position * half : 0);
-  const float* sine = a.sine + (valid ? position * half : 0);
-  const int per_head = static_cast<int>(half / kVec),
-            total = static_cast<int>(a.q.heads + a.k.heads) * per_head;
-  for (int item = threadIdx.x; item < total; item += blockDim.x) {
-    const int head = item / per_head, i = (item - head * per_head) * kVec;
+  for (int n = 0; n < kHeads; ++n) {
+    exists[n] = n == 0 || slot + n * slots < a.q.heads + a.k.heads;
+    const int64_t head = exists[n] ? slot + n * slots : slot;  // twice the same head, then, without a branch
     const bool is_query = head < a.q.heads;
-    const RopeTensor& x = is_query ? a.q : a.k;
+    const RopeTensor& t = is_query ? a.q : a.k;
     const int64_t h = is_query ? head : head - a.q.heads;
-    rotate<T, kVec>(static_cast<const T*>(x.in) + token * x.in_token_stride + h * x.in_head_stride + i,
-                    static_cast<T*>(x.out) + token * x.out_token_stride + h * x.out_head_stride + i,
-                    cosine + i, sine + i, half, a.sign, valid);
+    const T* in = static_cast<const T*>(t.in) + token * t.in_token_stride + h * t.in_head_stride + first;
+    out[n] = static_cast<T*>(t.out) + token * t.out_token_stride + h * t.out_head_stride + first;
+    x[n] = load_packed<T, kVec>(in);
+    y[n] = load_packed<T, kVec>(in + half);
+  }
+  const Angles<kVec> angles = read_angles<kVec>(a.angles, token, half, first, a.sign);
+#pragma unroll
+  for (int n = 0; n < kHeads; ++n) {
+    if (!exists[n]) continue;
+    Vec<T, kVec> low, high;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float c = angles.cosine[i], s = angles.sine[i];
+      const float u = element<T>(x[n], i), v = element<T>(y[n], i);
+      low.at[i] = from_float<T>(u * c - v * s);
+      high.at[i] = from_float<T>(v * c + u * s);
+    }
+    store(out[n], low);
+    store(out[n] + half, high);
   }
 }
 
@@ -56,9 +63,13 @@ bool vectors_fit(const RopeTensor& x, int64_t elements) {
 
 template <class T, int kVec>
 void launch(const RopeArgs& a, cudaStream_t stream) {
-  const int64_t items = (a.q.heads + a.k.heads) * (a.head_dim / 2 / kVec);
-  const int64_t threads = std::clamp<int64_t>((items + kWarp - 1) / kWarp * kWarp, kWarp, kMaxThreads);
-  rope_kernel<T, kVec><<<grid_size("rope", a.tokens), static_cast<unsigned>(threads), 0, stream>>>(a);
+  const int64_t per_head = a.head_dim / 2 / kVec, slots = (a.q.heads + a.k.heads + kHeads - 1) / kHeads;
+  const int64_t items = a.tokens * slots * per_head;
+  // Numbers of 32 bits, for fast divisions; more would be tensors of 64 GB and more.
+  require_launch(items <= std::numeric_limits<int32_t>::max(), "rope", "there may be 2^31 - 1 vectors",
+                 items);
+  rope_kernel<T, kVec><<<grid_size("rope", (items + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+      a, static_cast<unsigned>(per_head), static_cast<unsigned>(slots), static_cast<unsigned>(items));
 }
 
 }  // namespace
@@ -66,11 +77,12 @@ void launch(const RopeArgs& a, cudaStream_t stream) {
 void rope(const RopeArgs& args, cudaStream_t stream) {
   require_launch(args.head_dim > 0 && args.head_dim % 2 == 0, "rope", "head_dim must be even and > 0",
                  args.head_dim);
-  if (args.tokens == 0) return;
+  if (args.tokens == 0 || args.q.heads + args.k.heads == 0) return;
   dispatch_activation("rope", args.dtype, [&]<class T>() {
     constexpr int kVec = kVecElements<T>;
-    const bool aligned =
-        (args.head_dim / 2) % kVec == 0 && vectors_fit(args.q, kVec) && vectors_fit(args.k, kVec);
+    const bool aligned = (args.head_dim / 2) % kVec == 0 && vectors_fit(args.q, kVec) &&
+                         vectors_fit(args.k, kVec) && is_aligned_16(args.angles.cosine) &&
+                         is_aligned_16(args.angles.sine);
     aligned ? launch<T, kVec>(args, stream) : launch<T, 1>(args, stream);
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());

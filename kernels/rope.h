@@ -22,14 +22,18 @@ struct RopeTensor {
   int64_t out_token_stride, out_head_stride;
 };
 
-struct RopeArgs {
-  DType dtype;  // of q and k: F32 or BF16
-  RopeTensor q, k;
+struct RopeAngles {
   const float* cosine;    // [num_positions, head_dim / 2], contiguous
   const float* sine;      // the same
   const void* positions;  // [tokens]; one outside [0, num_positions) gives NaN
   DType positions_dtype;  // I32 or I64
   int64_t num_positions;
+};
+
+struct RopeArgs {
+  DType dtype;  // of q and k: F32 or BF16
+  RopeTensor q, k;
+  RopeAngles angles;
   int64_t tokens;
   int64_t head_dim;  // even
   float sign;        // 1: rotate by the angle (forward); -1: by its negative (backward)

@@ -24,6 +24,7 @@
 #include "kernels/dropout_op.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
+#include "kernels/head_norm_rope_op.h"
 #include "kernels/nf4_op.h"
 #include "kernels/rms_norm_op.h"
 #include "kernels/rope_op.h"
@@ -177,6 +178,58 @@ void bench_rope(Table& table, int64_t tokens, int64_t heads, int64_t kv_heads, i
       "rope", fmt::format("[{}, {}+{}, {}] bf16", tokens, heads, kv_heads, width), bytes,
       [&](int64_t s) { rope_op(q(s), k(s), angles, positions, RopeDirection::Forward); },
       [&](int64_t s) { rope_eager(q(s), cosine, sine), rope_eager(k(s), cosine, sine); });
+}
+
+// q and k of a model with qk_norm. The peer is our own operations after each other.
+void bench_head_norm_rope(Table& table, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t width) {
+  const double bytes = 2.0 * static_cast<double>(tokens * (heads + kv_heads) * width);
+  const int64_t sets = sets_for(2 * bytes);
+  const auto heads_of = [&] { return at::randn({tokens, heads + 2 * kv_heads, width}, kBf16); };
+  auto qkv = Table::many(sets, heads_of), out = Table::many(sets, heads_of);
+  const auto q = [&](const at::Tensor& x) { return x.narrow(1, 0, heads); };
+  const auto k = [&](const at::Tensor& x) { return x.narrow(1, heads, kv_heads); };
+  const RopeTable angles =
+      rope_table(rope_inverse_frequencies({.head_dim = width}), tokens, at::Device(at::kCUDA, 0));
+  HeadNormRopeInput in{q(qkv[0]),
+                       k(qkv[0]),
+                       at::randn({width}, kBf16),
+                       at::randn({width}, kBf16),
+                       angles,
+                       at::arange(tokens, kInt64)};
+  at::Tensor dwq = at::zeros({width}, kFp32), dwk = dwq.clone(), q_first = q(out[0]), k_first = k(out[0]);
+  const HeadNormRopeRstd rstd = head_norm_rope_forward_op(in, 1e-6, q_first, k_first);
+  const std::string shape = fmt::format("[{}, {}+{}, {}] bf16", tokens, heads, kv_heads, width);
+  const auto use = [&](int64_t s) {
+    in.q_NHW = q(qkv[at_set(s)]);
+    in.k_NKW = k(qkv[at_set(s)]);
+  };
+  table.memory_row(
+      "head_norm_rope_fwd", shape, 2 * bytes,
+      [&](int64_t s) {
+        use(s);
+        at::Tensor q_out = q(out[at_set(s)]), k_out = k(out[at_set(s)]);
+        head_norm_rope_forward_op(in, 1e-6, q_out, k_out);
+      },
+      [&](int64_t s) {
+        use(s);
+        at::Tensor q_out = rms_norm_forward_op(in.q_NHW, in.q_weight_W, 1e-6).y,
+                   k_out = rms_norm_forward_op(in.k_NKW, in.k_weight_W, 1e-6).y;
+        rope_out_op(q_out, k_out, angles, in.positions_N, RopeDirection::Forward, q_out, k_out);
+      });
+  table.memory_row(
+      "head_norm_rope_bwd", shape, 3 * bytes,
+      [&](int64_t s) {
+        use(s);
+        at::Tensor dq = q(out[at_set(s)]), dk = k(out[at_set(s)]);
+        head_norm_rope_backward_op(dq, dk, in, rstd, dwq, dwk, dq, dk);
+      },
+      [&](int64_t s) {
+        use(s);
+        at::Tensor dq = q(out[at_set(s)]), dk = k(out[at_set(s)]);
+        rope_out_op(dq, dk, angles, in.positions_N, RopeDirection::Backward, dq, dk);
+        rms_norm_backward_op(dq, in.q_NHW, in.q_weight_W, rstd.q, dwq);
+        rms_norm_backward_op(dk, in.k_NKW, in.k_weight_W, rstd.k, dwk);
+      });
 }
 
 void bench_swiglu(Table& table, int64_t rows, int64_t width) {
@@ -498,6 +551,10 @@ void run(const std::string& filter) {
     bench_rope(table, 16384, 32, 8, 64);
     bench_rope(table, 8192, 32, 8, 128);
     bench_rope(table, 32768, 9, 3, 64);
+  }
+  if (table.wants("head_norm_rope")) {
+    bench_head_norm_rope(table, 8192, 32, 8, 128);
+    bench_head_norm_rope(table, 16384, 16, 8, 128);
   }
   if (table.wants("swiglu")) {
     bench_swiglu(table, 16384, 8192);

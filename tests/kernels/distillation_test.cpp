@@ -53,8 +53,9 @@ BOOST_DATA_TEST_CASE(loss_and_gradient_are_as_accurate_as_plain_arithmetic,
           };
           const auto want = reference_of(double{});
           const auto plain = reference_of(T{});
-          // A sum over `common` columns in another order, each term within the largest logit's roundings.
-          const double rounding = 0x1p-24 * 64;
+          // A sum over `common` columns in another order, each term within the largest logit's roundings; on
+          // CUDA exponentials of bf16 logits are good to 2^-22.
+          const double rounding = (dtype == at::kFloat ? 0x1p-24 : 0x1p-22) * 64;
           for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
             at::Tensor student = in.student.clone();
             const auto got =
@@ -180,9 +181,11 @@ BOOST_AUTO_TEST_CASE(a_wholly_kept_teacher_is_the_teacher) {
     const auto want = distillation_op(online, in.teacher, in.targets, {0, 50, 50}, loss, kAlone);
     const auto got =
         kept_distillation_op(offline, keep(in.teacher, 50, 1.5), in.targets, {0, 50, 50}, loss, kAlone);
-    BOOST_TEST(compare(got.divergence_N, want.divergence_N, 2e-6).ok());
-    BOOST_TEST(compare(got.cross_entropy_N, want.cross_entropy_N, 2e-6)
-                   .ok());  // rows of another stride, another order of sums
+    // Rows of another stride, another order of sums; and for bf16 exponentials that are good to 2^-22, in
+    // terms of up to some 10 nats.
+    const double order = dtype == at::kFloat ? 2e-6 : 10 * 0x1p-22;
+    BOOST_TEST(compare(got.divergence_N, want.divergence_N, order).ok());
+    BOOST_TEST(compare(got.cross_entropy_N, want.cross_entropy_N, order).ok());
     // Each is rounded once to the type of the logits.
     const Diff diff = compare(offline, online, dtype == at::kFloat ? 2e-6 : 0x1p-8);
     BOOST_TEST(diff.ok(), diff);

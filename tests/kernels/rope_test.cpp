@@ -28,9 +28,10 @@ std::vector<double> frequencies_of(const at::Tensor& inv_freq) {
 
 BOOST_DATA_TEST_CASE(both_directions_are_as_accurate_as_plain_arithmetic,
                      bdata::make({1, 5, 17}) * bdata::make({2, 6, 8, 16, 64, 80, 128}) *
-                         bdata::make({0, 1, 2}),
+                         bdata::make({0, 1, 2, 3}),
                      tokens, width, shape) {
-  constexpr Heads kShapes[] = {{1, 1}, {14, 2}, {9, 3}};
+  constexpr Heads kShapes[] = {
+      {1, 1}, {14, 2}, {9, 3}, {4, 1}};  // the last: an odd number, and a thread takes two
   const Heads heads = kShapes[shape];
   const at::Tensor inv_freq = rope_inverse_frequencies({.head_dim = width});
   const RopeTable table = rope_table(inv_freq, kPositions, device_under_test());
