@@ -24,16 +24,16 @@ __global__ void __launch_bounds__(kMaxThreads) embedding_forward_kernel(const Em
 
 // Block x = position in the sorted ids, block y = part of the row. Only the block at the start of a run of
 // equal ids works; it adds the whole run.
-template <class T, int kVec>
+template <class T, class Accum, int kVec>
 __global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const EmbeddingBackwardArgs a) {
   const int64_t start = blockIdx.x, id = a.sorted_ids[start];
   if (id < a.first_id || id >= a.first_id + a.vocab || (start > 0 && a.sorted_ids[start - 1] == id)) return;
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
   if (c >= a.width) return;
   float sum[kVec];
-  float* target = a.dtable_accum + (id - a.first_id) * a.width + c;
+  Accum* target = static_cast<Accum*>(a.dtable_accum) + (id - a.first_id) * a.width + c;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) sum[i] = target[i];
+  for (int i = 0; i < kVec; ++i) sum[i] = to_float(target[i]);
     // Loads of later rows do not wait for the additions of earlier ones.
 #pragma unroll 4
   for (int64_t n = start; n < a.tokens; ++n) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const E
     for (int i = 0; i < kVec; ++i) sum[i] += to_float(dy.at[i]);
   }
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) target[i] = sum[i];
+  for (int i = 0; i < kVec; ++i) target[i] = from_float<Accum>(sum[i]);
 }
 
 unsigned thread_count(int64_t width, int64_t elements) {
@@ -64,7 +64,9 @@ void launch_backward(const EmbeddingBackwardArgs& a, cudaStream_t stream) {
   const int64_t per_block = int64_t{threads} * kVec, parts = (a.width + per_block - 1) / per_block;
   require_launch(parts <= 65535, "embedding_backward", "a row may take 65535 blocks", parts);
   const dim3 grid(grid_size("embedding_backward", a.tokens), static_cast<unsigned>(parts));
-  embedding_backward_kernel<T, kVec><<<grid, threads, 0, stream>>>(a);
+  dispatch_activation("embedding_backward", a.accum_dtype, [&]<class Accum>() {
+    embedding_backward_kernel<T, Accum, kVec><<<grid, threads, 0, stream>>>(a);
+  });
 }
 
 }  // namespace

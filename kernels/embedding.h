@@ -28,7 +28,8 @@ struct EmbeddingBackwardArgs {
   const void* dy;             // [tokens, width], contiguous
   const int64_t* sorted_ids;  // [tokens], ascending; those that are not in the table are skipped
   const int64_t* tokens_of;   // [tokens]: the token of each sorted id, ascending within an id (a stable sort)
-  float* dtable_accum;        // [vocab, width]: added to; the ids [first_id, first_id + vocab)
+  void* dtable_accum;         // [vocab, width]: added to; the ids [first_id, first_id + vocab)
+  DType accum_dtype;          // of dtable_accum: F32 or BF16; sums in fp32, rounded once
   int64_t tokens, vocab, width, first_id;
 };
 void embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);

@@ -86,7 +86,8 @@ void range_backward_plain(const at::Tensor& dy_ND, const at::Tensor& ids_N, int6
                           at::Tensor& dtable_RD) {
   if (dtable_RD.size(0) == 0) return;
   const TableRows found = table_rows(ids_N, first_id, dtable_RD.size(0));
-  dtable_RD.index_add_(0, found.row_N, dy_ND.to(at::kFloat).masked_fill(found.absent_N.unsqueeze(1), 0.0));
+  const at::Tensor rows_ND = dy_ND.to(at::kFloat).masked_fill(found.absent_N.unsqueeze(1), 0.0);
+  on_wide_sum(dtable_RD, [&](at::Tensor& sum) { sum.index_add_(0, found.row_N, rows_ND); });
 }
 
 #ifdef HEARTH_CUDA
@@ -115,7 +116,8 @@ void backward_cuda(const at::Tensor& dy_ND, const at::Tensor& ids_N, int64_t fir
                       .dy = dy_ND.const_data_ptr(),
                       .sorted_ids = sorted.const_data_ptr<int64_t>(),
                       .tokens_of = order.const_data_ptr<int64_t>(),
-                      .dtable_accum = dtable_RD.data_ptr<float>(),
+                      .dtable_accum = dtable_RD.data_ptr(),
+                      .accum_dtype = kernel_dtype(dtable_RD),
                       .tokens = ids_N.numel(),
                       .vocab = dtable_RD.size(0),
                       .width = dtable_RD.size(1),
@@ -140,7 +142,7 @@ at::Tensor check_backward(const char* op, const at::Tensor& dy_ND, const at::Ten
   check_ids(op, "ids", ids_N, dy_ND.size(0), dy_ND);
   HEARTH_REQUIRE(dtable_RD.defined() && dtable_RD.dim() == 2 && dtable_RD.size(1) == dy_ND.size(1),
                  "{}: the accumulator must be [rows, {}], got {}", op, dy_ND.size(1), describe(dtable_RD));
-  check_fp32_flat(op, "dtable_accum", dtable_RD, dtable_RD.numel(), dy_ND);
+  check_state(op, "dtable_accum", dtable_RD, dtable_RD.numel(), dy_ND);
   return ids_N.to(at::kLong).view({-1});
 }
 
@@ -168,13 +170,13 @@ void embedding_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, at:
   const at::Tensor ids = check_backward(kOp, dy_ND, ids_N, dtable_accum_VD);
   if (dy_ND.is_cpu()) check_ids_cpu(kOp, ids, dtable_accum_VD.size(0));
   if (path == KernelPath::Plain) {
-    dtable_accum_VD.index_add_(0, ids, dy_ND.to(at::kFloat));
-    return;
+    return on_wide_sum(dtable_accum_VD,
+                       [&](at::Tensor& sum) { sum.index_add_(0, ids, dy_ND.to(at::kFloat)); });
   }
 #ifdef HEARTH_CUDA
   if (dy_ND.is_cuda()) return backward_cuda(dy_ND, ids, /*first_id=*/0, dtable_accum_VD);
 #endif
-  backward_cpu(dy_ND, ids, /*first_id=*/0, dtable_accum_VD);
+  on_wide_sum(dtable_accum_VD, [&](at::Tensor& sum) { backward_cpu(dy_ND, ids, /*first_id=*/0, sum); });
 }
 
 at::Tensor embedding_range_forward_op(const at::Tensor& table_RD, const at::Tensor& ids_N, int64_t first_id,
@@ -198,7 +200,7 @@ void embedding_range_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_
 #ifdef HEARTH_CUDA
   if (dy_ND.is_cuda()) return backward_cuda(dy_ND, ids, first_id, dtable_accum_RD);
 #endif
-  backward_cpu(dy_ND, ids, first_id, dtable_accum_RD);
+  on_wide_sum(dtable_accum_RD, [&](at::Tensor& sum) { backward_cpu(dy_ND, ids, first_id, sum); });
 }
 
 }  // namespace hearth::kernels

@@ -1,4 +1,5 @@
-// Token embedding: a gather of rows, and its gradient added to an fp32 buffer. Deterministic: each row's
+// Token embedding: a gather of rows, and its gradient added to an fp32 or bf16 buffer (sums in fp32, rounded
+// once a call). Deterministic: each row's
 // contributions are added in token order, on both devices. Thread-safe. Letters: N tokens, V vocabulary rows,
 // R rows of a share of them, D width.
 #pragma once
@@ -12,7 +13,7 @@ namespace hearth::kernels {
 at::Tensor embedding_forward_op(const at::Tensor& table_VD, const at::Tensor& ids_N,
                                 KernelPath path = KernelPath::Fused);
 
-// dtable_accum[ids[n]] += dy[n]; dtable_accum: fp32 [V, D], contiguous; dy: [N, D], contiguous. Ids outside
+// dtable_accum[ids[n]] += dy[n]; dtable_accum: [V, D], contiguous; dy: [N, D], contiguous. Ids outside
 // [0, V) as above, but skipped on CUDA.
 void embedding_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, at::Tensor& dtable_accum_VD,
                            KernelPath path = KernelPath::Fused);
@@ -24,7 +25,7 @@ void embedding_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, at:
 at::Tensor embedding_range_forward_op(const at::Tensor& table_RD, const at::Tensor& ids_N, int64_t first_id,
                                       KernelPath path = KernelPath::Fused);
 
-// dtable_accum[ids[n] - first_id] += dy[n] where that row exists; other ids add nothing. dtable_accum: fp32
+// dtable_accum[ids[n] - first_id] += dy[n] where that row exists; other ids add nothing. dtable_accum:
 // [R, D], contiguous; dy: [N, D], contiguous, the same on every rank.
 void embedding_range_backward_op(const at::Tensor& dy_ND, const at::Tensor& ids_N, int64_t first_id,
                                  at::Tensor& dtable_accum_RD, KernelPath path = KernelPath::Fused);

@@ -260,7 +260,7 @@ void backward_generic(const RmsNormBackwardArgs& a, cudaStream_t stream) {
                     static_cast<unsigned>(partials));
     rms_norm_weight_gradient_kernel<T><<<grid, kGenericThreads, 0, stream>>>(a, rows_per_partial);
     HEARTH_CUDA_CHECK(cudaGetLastError());
-    add_partial_rows({a.workspace, a.dw_accum, partials, a.cols}, stream);
+    add_partial_rows({a.workspace, a.dw_accum, partials, a.cols, a.dw_dtype}, stream);
   }
   rms_norm_backward_generic_kernel<T><<<grid_size("rms_norm", a.rows), kGenericThreads, 0, stream>>>(a);
   HEARTH_CUDA_CHECK(cudaGetLastError());
@@ -291,15 +291,15 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, cudaStream_t stream) {
   require_launch(args.cols > 0, "rms_norm_backward", "cols must be > 0", args.cols);
   if (args.rows == 0) return;
   dispatch_activation("rms_norm_backward", args.dtype, [&]<class T>() {
-    const bool done = vectors_fit<T>(args) && with_tile<T>(args.cols, [&]<class Tile>() {
-                        const int64_t blocks =
-                            std::min(kMaxPartials, (args.rows + Tile::kRows - 1) / Tile::kRows);
-                        rms_norm_backward_kernel<T, Tile>
-                            <<<grid_size("rms_norm", blocks), Tile::kThreads, 0, stream>>>(args);
-                        HEARTH_CUDA_CHECK(cudaGetLastError());
-                        if (args.dw_accum)
-                          add_partial_rows({args.workspace, args.dw_accum, blocks, args.cols}, stream);
-                      });
+    const bool done =
+        vectors_fit<T>(args) && with_tile<T>(args.cols, [&]<class Tile>() {
+          const int64_t blocks = std::min(kMaxPartials, (args.rows + Tile::kRows - 1) / Tile::kRows);
+          rms_norm_backward_kernel<T, Tile>
+              <<<grid_size("rms_norm", blocks), Tile::kThreads, 0, stream>>>(args);
+          HEARTH_CUDA_CHECK(cudaGetLastError());
+          if (args.dw_accum)
+            add_partial_rows({args.workspace, args.dw_accum, blocks, args.cols, args.dw_dtype}, stream);
+        });
     if (!done) backward_generic<T>(args, stream);
   });
 }

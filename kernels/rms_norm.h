@@ -41,7 +41,8 @@ struct RmsNormBackwardArgs {
   const void* residual;  // null, or [rows, cols] as residual_rows says: added to dx
   RowLayout residual_rows;
   void* dx;          // [rows, cols], contiguous; may alias dy or residual where that is contiguous
-  float* dw_accum;   // null, or [cols]: the weight gradient is added to it, in a fixed order
+  void* dw_accum;    // null, or [cols]: the weight gradient is added to it, in a fixed order
+  DType dw_dtype;    // of dw_accum: F32 or BF16
   float* workspace;  // rms_norm_backward_workspace_floats(rows, cols); unused where dw_accum is null
   int64_t rows;
   int64_t cols;

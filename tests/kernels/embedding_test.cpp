@@ -2,6 +2,8 @@
 #include "kernels/reference/embedding.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/index_fill.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <vector>
@@ -52,6 +54,34 @@ BOOST_DATA_TEST_CASE(backward_adds_in_token_order,
       check_close("dtable", got, plain, want, any_order);
     }
   });
+}
+
+// Added up in fp32 and rounded once, to half an ulp, 2^-8 of the largest entry at most; rows without a token
+// keep their bits.
+BOOST_DATA_TEST_CASE(backward_adds_to_bf16_with_one_rounding,
+                     bdata::make({1, 7, 300}) * bdata::make({1, 7, 64, 264}) * bdata::make({5, 999}), tokens,
+                     width, vocab) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor dy = random_tensor({tokens, width}, dtype, 131),
+                     ids = random_ids(tokens, vocab, at::kLong, 132);
+    const at::Tensor before = random_tensor({vocab, width}, at::kBFloat16, 133);
+    std::vector<double> sums = values<double>(before);
+    reference::embedding_backward(values<double>(dy), values<int64_t>(ids), static_cast<size_t>(width), sums);
+    const at::Tensor want = tensor_of(sums, {vocab, width});
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      at::Tensor got = before.clone(), got_range = before.clone();
+      embedding_backward_op(dy, ids, got, path);
+      embedding_range_backward_op(dy, ids, /*first_id=*/0, got_range, path);
+      const double tolerance =
+          0x1p-8 * want.abs().max().item<double>() + 2 * 0x1p-24 * static_cast<double>(tokens);
+      const Diff diff = compare(got, want, tolerance), of_range = compare(got_range, want, tolerance);
+      BOOST_TEST(diff.ok(), diff);
+      BOOST_TEST(of_range.ok(), of_range);
+      const at::Tensor untouched =
+          at::ones({vocab}, ids.options()).index_fill(0, ids, 0).nonzero().view({-1});
+      BOOST_TEST(bit_equal(got.index_select(0, untouched), before.index_select(0, untouched)));
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(repeats_and_thread_counts_give_the_same_bits) {
