@@ -6,8 +6,8 @@ namespace hearth::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSumThreads = 256, kSumVecs = 8;                      // 8 independent 16-byte loads per thread
-constexpr int64_t kSumBlock = int64_t{kSumThreads} * kSumVecs * 4;  // elements per partial sum
+constexpr int kSumThreads = 256;
+constexpr int64_t kSumBlock = 8192;  // elements per partial sum: 8 16-byte loads of fp32 a thread, 4 of bf16
 constexpr int kFinalThreads = 1024;
 
 // Operation by operation what torch.optim.AdamW does; the compiler fuses multiply-adds, which only drops
@@ -31,18 +31,17 @@ __device__ __forceinline__ int64_t first_range_after(const AdamWArgs& a, int64_t
   return low;
 }
 
-// Stores the state of kVec elements, bf16 rounded at random. `state`: 0, 1, 2, so that no two draws are one.
+// Stores the state of kVec elements, bf16 rounded at random by the elements' draws.
 template <class T, int kVec>
 __device__ __forceinline__ void store_state(void* to, int64_t begin, const float (&values)[kVec],
-                                            uint64_t seed, uint64_t state) {
+                                            const uint64_t (&draws)[kVec], AdamWState state) {
   Vec<T, kVec> out;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     if constexpr (sizeof(T) == 4) {
       out.at[i] = values[i];
     } else {
-      const uint32_t bits = stochastic_bf16_bits(
-          __float_as_uint(values[i]), rounding_bits(seed, static_cast<uint64_t>(begin + i) * 3 + state));
+      const uint32_t bits = stochastic_bf16_bits(__float_as_uint(values[i]), rounding_bits(draws[i], state));
       out.at[i] = __ushort_as_bfloat16(static_cast<unsigned short>(bits));
     }
   }
@@ -57,15 +56,15 @@ __device__ __forceinline__ void load_state(const void* from, int64_t begin, floa
 }
 
 // Elements [first, first + kVec * vectors). kVec = 4, or 1 for unaligned buffers and the last elements.
-template <int kVec, class Master, class ExpAvg, class ExpAvgSq>
+template <int kVec, class Master, class Grad, class ExpAvg, class ExpAvgSq>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int64_t first, int64_t vectors) {
   const int64_t vector = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (vector >= vectors) return;
   const int64_t begin = first + vector * kVec;
   const float grad_scale = a.grad_scale ? a.scalars.grad_scale * *a.grad_scale : a.scalars.grad_scale;
-  float master[kVec], exp_avg[kVec], exp_avg_sq[kVec];
+  float master[kVec], grad[kVec], exp_avg[kVec], exp_avg_sq[kVec];
   load_state<Master>(a.master, begin, master);
-  const auto grad = load<float, kVec>(a.grad + begin);
+  load_state<Grad>(a.grad, begin, grad);
   load_state<ExpAvg>(a.exp_avg, begin, exp_avg);
   load_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq);
   int64_t range = first_range_after(a, begin);
@@ -73,12 +72,15 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int6
   for (int i = 0; i < kVec; ++i) {
     while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
     const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
-    update(master[i], grad.at[i] * grad_scale, exp_avg[i], exp_avg_sq[i], plain ? 1.0f : a.scalars.decay,
+    update(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i], plain ? 1.0f : a.scalars.decay,
            a.scalars);
   }
-  store_state<Master>(a.master, begin, master, a.rounding_seed, 0);
-  store_state<ExpAvg>(a.exp_avg, begin, exp_avg, a.rounding_seed, 1);
-  store_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq, a.rounding_seed, 2);
+  uint64_t draws[kVec];  // not computed where every state is fp32
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) draws[i] = counter_bits(a.rounding_seed, static_cast<uint64_t>(begin + i));
+  store_state<Master>(a.master, begin, master, draws, AdamWState::Master);
+  store_state<ExpAvg>(a.exp_avg, begin, exp_avg, draws, AdamWState::ExpAvg);
+  store_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq, draws, AdamWState::ExpAvgSq);
   if (a.model_param) {
     Vec<Bf16Device, kVec> rounded;
 #pragma unroll
@@ -92,9 +94,12 @@ void launch(const AdamWArgs& a, int64_t first, int64_t vectors, cudaStream_t str
   if (vectors == 0) return;
   const unsigned grid = grid_size("adamw", (vectors + kThreads - 1) / kThreads);
   dispatch_activation("adamw", a.master_dtype, [&]<class Master>() {
-    dispatch_activation("adamw", a.exp_avg_dtype, [&]<class ExpAvg>() {
-      dispatch_activation("adamw", a.exp_avg_sq_dtype, [&]<class ExpAvgSq>() {
-        adamw_kernel<kVec, Master, ExpAvg, ExpAvgSq><<<grid, kThreads, 0, stream>>>(a, first, vectors);
+    dispatch_activation("adamw", a.grad_dtype, [&]<class Grad>() {
+      dispatch_activation("adamw", a.exp_avg_dtype, [&]<class ExpAvg>() {
+        dispatch_activation("adamw", a.exp_avg_sq_dtype, [&]<class ExpAvgSq>() {
+          adamw_kernel<kVec, Master, Grad, ExpAvg, ExpAvgSq>
+              <<<grid, kThreads, 0, stream>>>(a, first, vectors);
+        });
       });
     });
   });
@@ -120,19 +125,24 @@ __device__ double block_sum_double(double value) {
   return sum;
 }
 
-template <int kVec>
+__device__ __forceinline__ double square(float value) {
+  return static_cast<double>(value) * value;
+}
+
+template <class T, int kVec>
 __global__ void __launch_bounds__(kSumThreads) sum_of_squares_kernel(const SumOfSquares a) {
+  const T* x = static_cast<const T*>(a.x);
   const int64_t begin = int64_t{blockIdx.x} * kSumBlock;
   const int64_t end = begin + kSumBlock < a.count ? begin + kSumBlock : a.count;
   double sum = 0;
 #pragma unroll(8)
   for (int64_t i = begin + int64_t{threadIdx.x} * kVec; i < end; i += kSumThreads * kVec) {
     if (kVec == 1 || i + kVec <= end) {
-      const auto x = load<float, kVec>(a.x + i);
+      const auto vec = load<T, kVec>(x + i);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) sum += static_cast<double>(x.at[j]) * x.at[j];
+      for (int j = 0; j < kVec; ++j) sum += square(to_float(vec.at[j]));
     } else {
-      for (int64_t j = i; j < end; ++j) sum += static_cast<double>(a.x[j]) * a.x[j];
+      for (int64_t j = i; j < end; ++j) sum += square(to_float(x[j]));
     }
   }
   sum = block_sum_double<kSumThreads>(sum);
@@ -166,11 +176,13 @@ void sum_of_squares(const SumOfSquares& args, cudaStream_t stream) {
   const int64_t blocks = sum_of_squares_workspace_doubles(args.count);
   if (blocks > 0) {
     const unsigned grid = grid_size("sum_of_squares", blocks);
-    if (is_aligned_16(args.x)) {
-      sum_of_squares_kernel<4><<<grid, kSumThreads, 0, stream>>>(args);
-    } else {
-      sum_of_squares_kernel<1><<<grid, kSumThreads, 0, stream>>>(args);
-    }
+    dispatch_activation("sum_of_squares", args.dtype, [&]<class T>() {
+      if (is_aligned_16(args.x)) {
+        sum_of_squares_kernel<T, kVecElements<T>><<<grid, kSumThreads, 0, stream>>>(args);
+      } else {
+        sum_of_squares_kernel<T, 1><<<grid, kSumThreads, 0, stream>>>(args);
+      }
+    });
     HEARTH_CUDA_CHECK(cudaGetLastError());
   }
   sum_partials_kernel<<<1, kFinalThreads, 0, stream>>>(args.workspace, blocks, args.out);

@@ -13,11 +13,11 @@ namespace hearth::kernels {
 
 // All buffers have `count` elements, contiguous, no overlap. 16-byte accesses where every pointer allows.
 struct AdamWArgs {
-  void* master;  // updated; F32 or BF16
-  const float* grad;
+  void* master;      // updated; F32 or BF16
+  const void* grad;  // F32 or BF16
   void* exp_avg;     // updated; F32 or BF16
   void* exp_avg_sq;  // updated; F32 or BF16
-  DType master_dtype, exp_avg_dtype, exp_avg_sq_dtype;
+  DType master_dtype, grad_dtype, exp_avg_dtype, exp_avg_sq_dtype;
   uint64_t rounding_seed;   // of this step, for the states in bf16
   void* model_param;        // null, or bf16: receives the new master
   const float* grad_scale;  // null, or one further factor on the device
@@ -31,7 +31,8 @@ void adamw(const AdamWArgs& args, cudaStream_t stream);
 
 // *out = sum of x^2 in fp64, over fixed blocks in a fixed order. Non-finite exactly when an element is.
 struct SumOfSquares {
-  const float* x;
+  const void* x;
+  DType dtype;  // of x: F32 or BF16
   int64_t count;
   double* workspace;  // sum_of_squares_workspace_doubles(count)
   double* out;        // one element on the device, overwritten

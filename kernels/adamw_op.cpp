@@ -90,13 +90,14 @@ void for_each_piece(const std::vector<Range>& ranges, int64_t begin, int64_t end
 }
 
 // `to` (bf16) receives the fp32 values, rounded at random as the kernel does it.
-void round_state(const at::Tensor& to, const at::Tensor& values, uint64_t seed, uint64_t state) {
+void round_state(const at::Tensor& to, const at::Tensor& values, uint64_t seed, AdamWState state) {
   const float* in = values.const_data_ptr<float>();
   auto* out = static_cast<uint16_t*>(to.data_ptr());
   at::parallel_for(0, values.numel(), cpu::kGrainElements, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      out[i] = static_cast<uint16_t>(stochastic_bf16_bits(
-          std::bit_cast<uint32_t>(in[i]), rounding_bits(seed, static_cast<uint64_t>(i) * 3 + state)));
+      out[i] = static_cast<uint16_t>(
+          stochastic_bf16_bits(std::bit_cast<uint32_t>(in[i]),
+                               rounding_bits(counter_bits(seed, static_cast<uint64_t>(i)), state)));
   });
 }
 
@@ -107,9 +108,9 @@ void on_wide_states(const AdamWStep& step, const Step& run) {
   at::Tensor AdamWStep::*const states[] = {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq};
   for (auto state : states) wide.*state = (step.*state).to(at::kFloat);
   run(wide);
-  for (uint64_t i = 0; i < 3; ++i)
+  for (int i = 0; i < 3; ++i)
     if (const at::Tensor& to = step.*states[i]; to.scalar_type() == at::kBFloat16) {
-      to.is_cpu() ? round_state(to, wide.*states[i], step.rounding_seed, i)
+      to.is_cpu() ? round_state(to, wide.*states[i], step.rounding_seed, static_cast<AdamWState>(i))
                   : static_cast<void>(to.copy_(wide.*states[i]));
     }
 }
@@ -124,7 +125,8 @@ void step_cpu(const AdamWStep& step, AdamWScalars scalars) {
     return on_wide_states(step, [&](const AdamWStep& wide) { step_cpu(wide, scalars); });
   const std::vector<Range> ranges = read_ranges(step.no_decay_ranges_R2, step.master.numel());
   if (step.grad_scale_tensor.defined()) scalars.grad_scale *= *step.grad_scale_tensor.const_data_ptr<float>();
-  const Buffers buffers{step.master.data_ptr<float>(), step.grad.const_data_ptr<float>(),
+  const at::Tensor grad = widen(step.grad);
+  const Buffers buffers{step.master.data_ptr<float>(), grad.const_data_ptr<float>(),
                         step.exp_avg.data_ptr<float>(), step.exp_avg_sq.data_ptr<float>()};
   at::parallel_for(0, step.master.numel(), cpu::kGrainElements, [&](int64_t begin, int64_t end) {
     for_each_piece(ranges, begin, end, scalars.decay, [&](int64_t first, int64_t last, float decay) {
@@ -143,7 +145,7 @@ void step_plain(const AdamWStep& step, const AdamWScalars& scalars) {
     for (const Range& r : read_ranges(host, step.master.numel()))
       decay.narrow(0, r.begin, r.end - r.begin).fill_(1.0);
   }
-  at::Tensor grad = step.grad.reshape({-1}).mul(scalars.grad_scale);
+  at::Tensor grad = step.grad.reshape({-1}).to(at::kFloat).mul(scalars.grad_scale);
   if (step.grad_scale_tensor.defined()) grad = grad.mul(step.grad_scale_tensor);
   const at::Tensor master = step.master.view({-1}), m = step.exp_avg.view({-1}),
                    v = step.exp_avg_sq.view({-1});
@@ -169,7 +171,8 @@ HEARTH_CPU_CLONES double sum_of_squares_block(const float* x, int64_t count) {
   return sum;
 }
 
-at::Tensor sum_of_squares_cpu(const at::Tensor& x) {
+at::Tensor sum_of_squares_cpu(const at::Tensor& x_in) {
+  const at::Tensor x = widen(x_in);
   const int64_t count = x.numel(), blocks = (count + kSumBlock - 1) / kSumBlock;
   const float* data = x.const_data_ptr<float>();
   std::vector<double> partial(static_cast<size_t>(blocks));
@@ -188,10 +191,11 @@ void step_cuda(const AdamWStep& step, const AdamWScalars& scalars) {
   const CudaScope scope(step.master);
   const at::Tensor& ranges = step.no_decay_ranges_R2;
   adamw({.master = step.master.data_ptr(),
-         .grad = step.grad.const_data_ptr<float>(),
+         .grad = step.grad.const_data_ptr(),
          .exp_avg = step.exp_avg.data_ptr(),
          .exp_avg_sq = step.exp_avg_sq.data_ptr(),
          .master_dtype = kernel_dtype(step.master),
+         .grad_dtype = kernel_dtype(step.grad),
          .exp_avg_dtype = kernel_dtype(step.exp_avg),
          .exp_avg_sq_dtype = kernel_dtype(step.exp_avg_sq),
          .rounding_seed = step.rounding_seed,
@@ -210,7 +214,11 @@ at::Tensor sum_of_squares_cuda(const at::Tensor& x) {
   const auto options = x.options().dtype(at::kDouble);
   at::Tensor workspace = at::empty({sum_of_squares_workspace_doubles(x.numel())}, options);
   at::Tensor out = at::empty({1}, options);
-  sum_of_squares({x.const_data_ptr<float>(), x.numel(), workspace.data_ptr<double>(), out.data_ptr<double>()},
+  sum_of_squares({.x = x.const_data_ptr(),
+                  .dtype = kernel_dtype(x),
+                  .count = x.numel(),
+                  .workspace = workspace.data_ptr<double>(),
+                  .out = out.data_ptr<double>()},
                  scope.stream());
   return out;
 }
@@ -220,18 +228,10 @@ void check_step(const AdamWStep& s) {
   constexpr const char* kOp = "adamw";
   HEARTH_REQUIRE(s.master.defined(), "adamw: master is undefined");
   const int64_t count = s.master.numel();
-  const auto check_state = [&](const char* what, const at::Tensor& state) {
-    if (state.defined() && state.scalar_type() == at::kFloat)
-      return check_fp32_flat(kOp, what, state, count, s.master);
-    HEARTH_REQUIRE(state.defined() && state.scalar_type() == at::kBFloat16 && state.is_contiguous() &&
-                       state.numel() == count && state.device() == s.master.device(),
-                   "{}: {} must be contiguous fp32 or bf16 of {} elements, got {}", kOp, what, count,
-                   describe(state));
-  };
-  check_state("master", s.master);
-  check_fp32_flat(kOp, "grad", s.grad, count, s.master);
-  check_state("exp_avg", s.exp_avg);
-  check_state("exp_avg_sq", s.exp_avg_sq);
+  check_state(kOp, "master", s.master, count, s.master);
+  check_state(kOp, "grad", s.grad, count, s.master);
+  check_state(kOp, "exp_avg", s.exp_avg, count, s.master);
+  check_state(kOp, "exp_avg_sq", s.exp_avg_sq, count, s.master);
   if (s.grad_scale_tensor.defined())
     check_fp32_flat(kOp, "grad_scale_tensor", s.grad_scale_tensor, 1, s.master);
   HEARTH_REQUIRE(!s.model_param.defined() ||
@@ -262,7 +262,7 @@ void adamw_step_op(const AdamWStep& step, KernelPath path) {
 
 at::Tensor sum_of_squares_op(const at::Tensor& x, KernelPath path) {
   HEARTH_REQUIRE(x.defined(), "sum_of_squares: x is undefined");
-  check_fp32_flat("sum_of_squares", "x", x, x.numel(), x);
+  check_state("sum_of_squares", "x", x, x.numel(), x);
 #ifdef HEARTH_CUDA
   if (path == KernelPath::Fused && x.is_cuda()) return sum_of_squares_cuda(x);
 #endif

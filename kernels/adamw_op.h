@@ -10,7 +10,7 @@ namespace hearth::kernels {
 
 struct AdamWStep {
   at::Tensor master;           // fp32 or bf16 [n], contiguous, updated in place
-  at::Tensor grad;             // fp32 [n], read only
+  at::Tensor grad;             // fp32 or bf16 [n], read only
   at::Tensor exp_avg;          // fp32 or bf16 [n], updated in place
   at::Tensor exp_avg_sq;       // fp32 or bf16 [n], updated in place
   uint64_t rounding_seed = 0;  // of the states in bf16: another one for every buffer and step
@@ -27,10 +27,10 @@ struct AdamWStep {
 };
 void adamw_step_op(const AdamWStep& step, KernelPath path = KernelPath::Fused);
 
-// Sum of squares of an fp32 tensor (contiguous) as an fp64 [1] tensor on its device; nothing waits for the
-// device. Squares are summed in fp64, where squares of finite fp32 values cannot overflow: the sum is finite
-// exactly when every element is, so it is the finite check too. Blocks and their order are fixed by the size
-// alone.
+// Sum of squares of an fp32 or bf16 tensor (contiguous) as an fp64 [1] tensor on its device; nothing waits
+// for the device. Squares are summed in fp64, where squares of finite fp32 values cannot overflow: the sum is
+// finite exactly when every element is, so it is the finite check too. Blocks and their order are fixed by
+// the size alone.
 at::Tensor sum_of_squares_op(const at::Tensor& x, KernelPath path = KernelPath::Fused);
 
 }  // namespace hearth::kernels

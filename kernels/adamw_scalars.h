@@ -18,17 +18,19 @@ struct AdamWScalars {
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
 };
 
-// 32 random bits for draw `number` of a step; `seed` is the step's.
-HEARTH_HOST_DEVICE uint32_t rounding_bits(uint64_t seed, uint64_t number) {
-  return static_cast<uint32_t>(counter_bits(seed, number) >> 32);
+// The 16 random bits that round one state of an element, of the element's draw: counter_bits(seed of the step
+// and buffer, index). One draw serves all three, for hashing costs more than the update itself.
+enum class AdamWState { Master, ExpAvg, ExpAvgSq };
+HEARTH_HOST_DEVICE uint32_t rounding_bits(uint64_t draw, AdamWState state) {
+  return static_cast<uint32_t>(draw >> 16 * static_cast<int>(state)) & 0xffffu;
 }
 
 // The bits of a float rounded to bf16 up or down with probabilities that make it right on average: what is
 // too small for the nearest bf16 to move is not lost over many steps (Gupta et al. 2015). Not for what is not
 // finite.
-HEARTH_HOST_DEVICE uint32_t stochastic_bf16_bits(uint32_t float_bits, uint32_t random) {
+HEARTH_HOST_DEVICE uint32_t stochastic_bf16_bits(uint32_t float_bits, uint32_t random_16) {
   const bool finite = (float_bits & 0x7f800000u) != 0x7f800000u;
-  return finite ? (float_bits + (random & 0xffffu)) >> 16
+  return finite ? (float_bits + random_16) >> 16
                 : (float_bits >> 16) | ((float_bits & 0xffffu) != 0 ? 0x40u : 0u);
 }
 

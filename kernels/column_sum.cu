@@ -31,11 +31,13 @@ __device__ float sum_rows(const T* x, int64_t begin, int64_t end, int64_t cols, 
   return sum;
 }
 
+template <class Accum>
 __global__ void __launch_bounds__(kColumns* kLanesY) add_partial_rows_kernel(const AddPartialRows a) {
   const int64_t c = int64_t{blockIdx.x} * kColumns + threadIdx.x;
   const bool active = c < a.cols;
   const float sum = sum_rows(a.partial, 0, a.num_partials, a.cols, c, active);
-  if (active && threadIdx.y == 0) a.accum[c] += sum;
+  Accum* accum = static_cast<Accum*>(a.accum);
+  if (active && threadIdx.y == 0) accum[c] = from_float<Accum>(to_float(accum[c]) + sum);
 }
 
 template <class T>
@@ -56,7 +58,9 @@ unsigned column_blocks(int64_t cols) {
 
 void add_partial_rows(const AddPartialRows& args, cudaStream_t stream) {
   if (args.cols == 0) return;
-  add_partial_rows_kernel<<<column_blocks(args.cols), dim3(kColumns, kLanesY), 0, stream>>>(args);
+  dispatch_activation("add_partial_rows", args.accum_dtype, [&]<class Accum>() {
+    add_partial_rows_kernel<Accum><<<column_blocks(args.cols), dim3(kColumns, kLanesY), 0, stream>>>(args);
+  });
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -72,7 +76,7 @@ void column_sum(const ColumnSum& args, cudaStream_t stream) {
     column_sum_kernel<T><<<grid, dim3(kColumns, kLanesY), 0, stream>>>(args, rows_per_partial);
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());
-  add_partial_rows({args.workspace, args.accum, partials, args.cols}, stream);
+  add_partial_rows({args.workspace, args.accum, partials, args.cols, args.accum_dtype}, stream);
 }
 
 }  // namespace hearth::kernels

@@ -1,5 +1,6 @@
-// Column sums added to an fp32 buffer, in two stages and a fixed order: what bias and norm-weight gradients
-// need. Launchers only: no torch. Enqueue on `stream`, never allocate, never synchronize. Thread-safe.
+// Column sums added to a buffer, in two stages and a fixed order: what bias and norm-weight gradients need.
+// Sums in fp32; a bf16 buffer is rounded once a call. Launchers only: no torch. Enqueue on `stream`, never
+// allocate, never synchronize. Thread-safe.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,18 +14,20 @@ namespace hearth::kernels {
 // accum[c] += sum over p of partial[p, c], p in order within each of 16 interleaved lanes.
 struct AddPartialRows {
   const float* partial;  // [num_partials, cols], contiguous
-  float* accum;          // [cols]
+  void* accum;           // [cols]
   int64_t num_partials;
   int64_t cols;
+  DType accum_dtype;  // F32 or BF16
 };
 void add_partial_rows(const AddPartialRows& args, cudaStream_t stream);
 
 // accum[c] += sum over r of x[r, c].
 struct ColumnSum {
-  DType dtype;       // of x: F32 or BF16
-  const void* x;     // [rows, cols], contiguous
-  float* accum;      // [cols]
-  float* workspace;  // column_sum_workspace_floats(rows, cols)
+  DType dtype;        // of x: F32 or BF16
+  const void* x;      // [rows, cols], contiguous
+  void* accum;        // [cols]
+  DType accum_dtype;  // F32 or BF16
+  float* workspace;   // column_sum_workspace_floats(rows, cols)
   int64_t rows;
   int64_t cols;
 };

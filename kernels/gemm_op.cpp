@@ -35,9 +35,16 @@ at::Tensor forward_aten(const at::Tensor& x_NK, const at::Tensor& w_MK, const at
   return bias_M.defined() ? at::addmm(bias_M, x_NK, w_MK.t()) : at::mm(x_NK, w_MK.t());
 }
 
+double beta_of(GradientWrite write) {
+  return write == GradientWrite::Overwrite ? 0.0 : 1.0;
+}
+
 // bf16 operands are widened: ATen has no mixed product on the CPU, and the sum must be in fp32.
-void backward_weight_aten(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK) {
-  dw_accum_MK.addmm_(dy_NM.to(at::kFloat).t(), x_NK.to(at::kFloat));
+void backward_weight_aten(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
+                          GradientWrite write) {
+  on_wide_sum(dw_accum_MK, [&](at::Tensor& sum) {
+    sum.addmm_(dy_NM.to(at::kFloat).t(), x_NK.to(at::kFloat), beta_of(write));
+  });
 }
 
 #ifdef HEARTH_CUDA
@@ -111,19 +118,22 @@ at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK, 
 void column_sum_cuda(const at::Tensor& dy_NM, at::Tensor& db_accum_M) {
   const CudaScope scope(dy_NM);
   const int64_t rows = dy_NM.size(0), cols = dy_NM.size(1);
-  at::Tensor workspace = at::empty({column_sum_workspace_floats(rows, cols)}, db_accum_M.options());
+  at::Tensor workspace =
+      at::empty({column_sum_workspace_floats(rows, cols)}, dy_NM.options().dtype(at::kFloat));
   column_sum({.dtype = kernel_dtype(dy_NM),
               .x = dy_NM.const_data_ptr(),
-              .accum = db_accum_M.data_ptr<float>(),
+              .accum = db_accum_M.data_ptr(),
+              .accum_dtype = kernel_dtype(db_accum_M),
               .workspace = workspace.data_ptr<float>(),
               .rows = rows,
               .cols = cols},
              scope.stream());
 }
 
-void backward_weight_cuda(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK) {
+void backward_weight_cuda(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
+                          GradientWrite write) {
   const GemmArgs args{.operand_dtype = kernel_dtype(dy_NM),
-                      .d_dtype = DType::F32,
+                      .d_dtype = kernel_dtype(dw_accum_MK),
                       .a_transpose = Transpose::Yes,
                       .b_transpose = Transpose::No,
                       .m = dy_NM.size(1),
@@ -133,8 +143,9 @@ void backward_weight_cuda(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::T
                       .b = x_NK.const_data_ptr(),
                       .d = dw_accum_MK.data_ptr(),
                       .bias = nullptr,
-                      .beta = 1.0f};
-  if (!is_empty(args)) run_gemm(args, dy_NM);
+                      .beta = static_cast<float>(beta_of(write))};
+  if (is_empty(args)) return backward_weight_aten(dy_NM, x_NK, dw_accum_MK, write);
+  run_gemm(args, dy_NM);
 }
 #endif
 
@@ -201,7 +212,7 @@ at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w
 }
 
 void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
-                               at::Tensor* db_accum_M, KernelPath path) {
+                               at::Tensor* db_accum_M, GradientWrite write, KernelPath path) {
   constexpr const char* kOp = "linear_backward_weight";
   check_activation(kOp, "dy", dy_NM, 2);
   check_matrix(kOp, "dy", dy_NM, dy_NM);
@@ -209,24 +220,27 @@ void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, 
   const int64_t outputs = dy_NM.size(1), inputs = x_NK.size(1);
   HEARTH_REQUIRE(dy_NM.size(0) == x_NK.size(0), "{}: dy [N, M] and x [N, K] must share N, got {} and {}", kOp,
                  describe(dy_NM), describe(x_NK));
-  check_fp32_flat(kOp, "dw_accum", dw_accum_MK, outputs * inputs, dy_NM);
-  HEARTH_REQUIRE(dw_accum_MK.dim() == 2 && dw_accum_MK.size(0) == outputs,
-                 "{}: dw_accum must be [{}, {}], got {}", kOp, outputs, inputs, describe(dw_accum_MK));
-  if (db_accum_M) check_fp32_flat(kOp, "db_accum", *db_accum_M, outputs, dy_NM);
+  check_state(kOp, "dw_accum", dw_accum_MK, outputs * inputs, dy_NM);
+  HEARTH_REQUIRE(
+      dw_accum_MK.dim() == 2 && dw_accum_MK.size(0) == outputs &&
+          (dw_accum_MK.scalar_type() == at::kFloat || dw_accum_MK.scalar_type() == dy_NM.scalar_type()),
+      "{}: dw_accum must be fp32 or {} [{}, {}], got {}", kOp, c10::toString(dy_NM.scalar_type()), outputs,
+      inputs, describe(dw_accum_MK));
+  if (db_accum_M) check_state(kOp, "db_accum", *db_accum_M, outputs, dy_NM);
 #ifdef HEARTH_CUDA
   if (path == KernelPath::Fused && dy_NM.is_cuda()) {
-    backward_weight_cuda(dy_NM, x_NK, dw_accum_MK);
+    backward_weight_cuda(dy_NM, x_NK, dw_accum_MK, write);
     if (db_accum_M) column_sum_cuda(dy_NM, *db_accum_M);
     return;
   }
 #endif
   static_cast<void>(path);
-  backward_weight_aten(dy_NM, x_NK, dw_accum_MK);
+  backward_weight_aten(dy_NM, x_NK, dw_accum_MK, write);
   if (db_accum_M) db_accum_M->add_(dy_NM.sum(c10::IntArrayRef{0}, /*keepdim=*/false, at::kFloat));
 }
 
 void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, const at::Tensor& b,
-                          MatmulTranspose b_transpose, at::Tensor d, KernelPath path) {
+                          MatmulTranspose b_transpose, at::Tensor d, GradientWrite write, KernelPath path) {
   constexpr const char* kOp = "matmul_accumulate";
   check_activation(kOp, "a", a, 2);
   check_activation(kOp, "b", b, 2);
@@ -252,12 +266,11 @@ void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, cons
                         .b = b.const_data_ptr(),
                         .d = d.data_ptr(),
                         .bias = nullptr,
-                        .beta = 1.0f,
+                        .beta = static_cast<float>(beta_of(write)),
                         .a_stride = a.stride(0),
                         .b_stride = b.stride(0),
                         .d_stride = d.stride(0)};
-    if (!is_empty(args)) run_gemm(args, a);
-    return;
+    if (!is_empty(args)) return run_gemm(args, a);
   }
 #endif
   static_cast<void>(path);
@@ -265,7 +278,7 @@ void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, cons
     const at::Tensor wide = x.to(d.scalar_type());
     return transpose ? wide.t() : wide;
   };
-  d.addmm_(operand(a, a_t), operand(b, b_t));
+  d.addmm_(operand(a, a_t), operand(b, b_t), beta_of(write));
 }
 
 }  // namespace hearth::kernels

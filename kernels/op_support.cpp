@@ -27,6 +27,15 @@ void check_fp32_flat(const char* op, const char* what, const at::Tensor& tensor,
                  like.device().str(), describe(tensor));
 }
 
+void check_state(const char* op, const char* what, const at::Tensor& tensor, int64_t count,
+                 const at::Tensor& like) {
+  HEARTH_REQUIRE(tensor.defined() &&
+                     (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16) &&
+                     tensor.is_contiguous() && tensor.numel() == count && tensor.device() == like.device(),
+                 "{}: {} must be a contiguous fp32 or bf16 tensor of {} elements on {}, got {}", op, what,
+                 count, like.device().str(), describe(tensor));
+}
+
 void check_ids(const char* op, const char* what, const at::Tensor& ids, int64_t count,
                const at::Tensor& like) {
   HEARTH_REQUIRE(ids.defined() && (ids.scalar_type() == at::kLong || ids.scalar_type() == at::kInt) &&

@@ -25,6 +25,10 @@ void check_activation(const char* op, const char* what, const at::Tensor& tensor
 // `like`.
 void check_fp32_flat(const char* op, const char* what, const at::Tensor& tensor, int64_t count,
                      const at::Tensor& like);
+// Throws Error{Usage} unless `tensor` is a contiguous fp32 or bf16 tensor of `count` elements on the device
+// of `like`: what gradients and the states of an optimizer are kept in.
+void check_state(const char* op, const char* what, const at::Tensor& tensor, int64_t count,
+                 const at::Tensor& like);
 // Throws Error{Usage} unless `ids` is a contiguous int32 or int64 vector of `count` elements on the device of
 // `like`.
 void check_ids(const char* op, const char* what, const at::Tensor& ids, int64_t count,
@@ -37,5 +41,14 @@ DType kernel_dtype(const at::Tensor& tensor);
 
 // fp32 view of a CPU tensor: itself, or a widened contiguous copy of a bf16 one.
 at::Tensor widen(const at::Tensor& tensor);
+
+// Calls `add` with a sum in fp32: `sum` itself, or a wide copy, which is then rounded back once.
+template <class Add>
+void on_wide_sum(at::Tensor& sum, Add&& add) {
+  if (sum.scalar_type() == at::kFloat) return add(sum);
+  at::Tensor wide = sum.to(at::kFloat);
+  add(wide);
+  sum.copy_(wide);
+}
 
 }  // namespace hearth::kernels

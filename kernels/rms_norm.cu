@@ -359,7 +359,7 @@ void backward_groups(const RmsNormBackwardArgs& a, int lanes, cudaStream_t strea
   allow_shared_memory(kernel, ring_bytes);
   kernel<<<grid_size("rms_norm", blocks), static_cast<unsigned>(threads), ring_bytes, stream>>>(a, lanes);
   HEARTH_CUDA_CHECK(cudaGetLastError());
-  if (a.dw_accum) add_partial_rows({a.workspace, a.dw_accum, blocks, a.cols}, stream);
+  if (a.dw_accum) add_partial_rows({a.workspace, a.dw_accum, blocks, a.cols, a.dw_dtype}, stream);
 }
 
 template <class T>
@@ -371,7 +371,7 @@ void backward_generic(const RmsNormBackwardArgs& a, cudaStream_t stream) {
                     static_cast<unsigned>(partials));
     rms_norm_weight_gradient_kernel<T><<<grid, kGenericThreads, 0, stream>>>(a, rows_per_partial);
     HEARTH_CUDA_CHECK(cudaGetLastError());
-    add_partial_rows({a.workspace, a.dw_accum, partials, a.cols}, stream);
+    add_partial_rows({a.workspace, a.dw_accum, partials, a.cols, a.dw_dtype}, stream);
   }
   rms_norm_backward_generic_kernel<T><<<grid_size("rms_norm", a.rows), kGenericThreads, 0, stream>>>(a);
   HEARTH_CUDA_CHECK(cudaGetLastError());

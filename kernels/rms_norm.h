@@ -45,7 +45,8 @@ struct RmsNormBackwardArgs {
   RowLayout residual_rows;
   void* dx;          // [rows, cols], contiguous; may be dy or residual where that is contiguous
   void* y;           // null, or [rows, cols], contiguous: the forward's output again, its very bits; no alias
-  float* dw_accum;   // null, or [cols]: the weight gradient is added to it, in a fixed order
+  void* dw_accum;    // null, or [cols]: the weight gradient is added to it, in a fixed order
+  DType dw_dtype;    // of dw_accum: F32 or BF16
   float* workspace;  // rms_norm_backward_workspace_floats(rows, cols); unused where dw_accum is null
   int64_t rows;
   int64_t cols;

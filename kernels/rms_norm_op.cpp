@@ -154,7 +154,8 @@ at::Tensor backward_cpu(const at::Tensor& dy_in, const at::Tensor& x_in, const a
       if (extra) add_row(extra + residual_map.offset(r), dx_row, x_map.cols);
     }
   });
-  if (dw_accum_D.defined()) weight_gradient_cpu(dy, x, rp, dw_accum_D.data_ptr<float>());
+  if (dw_accum_D.defined())
+    on_wide_sum(dw_accum_D, [&](at::Tensor& sum) { weight_gradient_cpu(dy, x, rp, sum.data_ptr<float>()); });
   return dx.to(x_in.scalar_type());
 }
 
@@ -234,7 +235,8 @@ at::Tensor backward_cuda(const at::Tensor& dy, const at::Tensor& x, const at::Te
                      .residual_rows = rows_of(residual_grad).layout,
                      .dx = dx.data_ptr(),
                      .y = y.defined() ? y.data_ptr() : nullptr,
-                     .dw_accum = dw_accum_D.defined() ? dw_accum_D.data_ptr<float>() : nullptr,
+                     .dw_accum = dw_accum_D.defined() ? dw_accum_D.data_ptr() : nullptr,
+                     .dw_dtype = dw_accum_D.defined() ? kernel_dtype(dw_accum_D) : DType::F32,
                      .workspace = workspace.data_ptr<float>(),
                      .rows = rows.rows,
                      .cols = rows.cols},
@@ -266,7 +268,7 @@ void check_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor&
   check_same(kOp, "dy and x", dy, x);
   check_activation(kOp, "dy", dy, x.dim());
   check_fp32_flat(kOp, "rstd", rstd_N, x.numel() / x.size(-1), x);
-  if (dw_accum_D.defined()) check_fp32_flat(kOp, "dw_accum", dw_accum_D, x.size(-1), x);
+  if (dw_accum_D.defined()) check_state(kOp, "dw_accum", dw_accum_D, x.size(-1), x);
   if (residual_grad.defined()) {
     check_same(kOp, "residual_grad and x", residual_grad, x);
     check_activation(kOp, "residual_grad", residual_grad, x.dim());

@@ -31,8 +31,8 @@ RmsNormResidualForward rms_norm_residual_forward_op(const at::Tensor& x, const a
 
 // Returns dx (contiguous, shape and dtype of x), plus `residual_grad` where it is defined (same shape and
 // dtype; the gradient that bypasses the norm, so that no separate addition is needed). Adds the weight
-// gradient to dw_accum_D (fp32 [D]); an undefined dw_accum_D means that it is not wanted. dy may be strided
-// like x.
+// gradient to dw_accum_D (fp32 or bf16 [D]); an undefined dw_accum_D means that it is not wanted. dy may be
+// strided like x.
 at::Tensor rms_norm_backward_op(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w_D,
                                 const at::Tensor& rstd_N, at::Tensor& dw_accum_D,
                                 const at::Tensor& residual_grad = {}, KernelPath path = KernelPath::Fused);

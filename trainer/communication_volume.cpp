@@ -28,7 +28,8 @@ class Volume {
         shard_(int64_t{mesh.size(MeshAxis::Dp)} * context_ / copies_),
         micros_(schedule.micros),
         rows_(config.training.micro_batch_size * config.data.seq_length / context_),
-        element_(size_bytes(dtype_from_config(config.precision.dtype).value_or(DType::F32))) {}
+        element_(size_bytes(dtype_from_config(config.precision.dtype).value_or(DType::F32))),
+        grad_(size_bytes(config.precision.grads_dtype())) {}
 
   CommunicationVolume all() const {
     CommunicationVolume volume;
@@ -94,9 +95,9 @@ class Volume {
 
   // parallel/zero/README.md.
   int64_t gradients() const {
-    const int64_t once = moved(4 * elements(), shard_);
+    const int64_t once = moved(grad_ * elements(), shard_);
     if (config_.parallel.zero_stage == 0) return 2 * once;
-    const int64_t between_copies = 2 * moved(4 * elements() / shard_, copies_);
+    const int64_t between_copies = 2 * moved(grad_ * elements() / shard_, copies_);
     return (config_.parallel.zero_stage == 1 ? once : micros_ * once) + between_copies;
   }
   int64_t weights() const {
@@ -129,7 +130,7 @@ class Volume {
     const int64_t owners = config_.parallel.zero_stage == 0 ? 1 : shard_;
     int64_t bytes = 0;
     for (const ParameterShard& shard : shards_)
-      bytes += 2 * moved(4 * shard.storage_elements() / owners, sharers(shard));
+      bytes += 2 * moved(grad_ * shard.storage_elements() / owners, sharers(shard));
     return bytes;
   }
   int64_t sharers(const ParameterShard& shard) const {
@@ -153,7 +154,8 @@ class Volume {
   int64_t tensor_, context_;  // sizes of the groups over which activations and sequences are shared
   int64_t copies_,
       shard_;  // data x context parallel ranks: so many copies of the state, each over so many ranks
-  int64_t micros_, rows_, element_;
+  int64_t micros_, rows_;
+  int64_t element_, grad_;  // bytes of an activation or weight, and of a gradient
 };
 
 }  // namespace

@@ -87,6 +87,7 @@ StoreOptions store_options(const ExperimentConfig& config, int64_t data_parallel
   const auto dtype = dtype_from_config(config.precision.dtype);
   HEARTH_REQUIRE(dtype.has_value(), "precision.dtype '{}' is not known", config.precision.dtype);
   return {.dtype = *dtype,
+          .grads_dtype = config.precision.grads_dtype(),
           .device = device,
           .gradients = WithGradients::Yes,
           .data_parallel_size = data_parallel_size,

@@ -168,7 +168,8 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
   side.valid_tokens = totals.valid_tokens;
   side.activations = sketches.sum(groups.everyone());
   for (StateSlice& slice : model.optimizer().gradient_slices()) {
-    slice.values = slice.values.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous();
+    slice.values = slice.values.to(at::TensorOptions(at::kCPU).dtype(at::kFloat), /*non_blocking=*/false,
+                                   /*copy=*/true);
     side.gradients.push_back(std::move(slice));
   }
   model.optimizer().finish_parameters();

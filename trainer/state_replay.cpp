@@ -15,13 +15,14 @@ StateReplay::StateReplay(const ModelConfig& config, const ModelPartition& partit
       partition_(partition),
       zero_stage_(zero_stage),
       data_ranks_(options.data_parallel_size) {
+  const int64_t grad_bytes = size_bytes(options.grads_dtype);
   const BucketPlan plan = storage_plan(trained, options).plan;
   for (size_t i = 0; i < plan.names.size(); ++i) bucket_[plan.names[i]] = plan.places[i].bucket;
   for (const Bucket& planned : plan.buckets) {
     const int64_t count = planned.arena.count(), owned = zero_stage >= 1 ? count / data_ranks_ : count;
-    gradients_.add((zero_stage >= 2 ? owned : count) * 4);
+    gradients_.add((zero_stage >= 2 ? owned : count) * grad_bytes);
     optimizer_ += owned * optimizer_bytes;
-    buckets_.push_back({.grad_bytes = count * 4});
+    buckets_.push_back({.grad_bytes = count * grad_bytes});
   }
   for (const ModelChunk& part : partition_.chunks) count_uses(part);
   for (BucketState& bucket : buckets_) bucket.pending = bucket.per_cycle;

@@ -349,6 +349,23 @@ void bench_adamw(Table& table, int64_t count) {
                           0.9, 0.95, 0.1, 1e-8, false, false);
         step.model_param.copy_(step.master);
       });
+  // Every state in bf16, the parameters their own masters.
+  AdamWStep narrow = step;
+  narrow.model_param = at::Tensor();
+  narrow.rounding_seed = 1;
+  for (auto state : {&AdamWStep::master, &AdamWStep::grad, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq})
+    narrow.*state = (step.*state).to(at::kBFloat16);
+  table.memory_row(
+      "adamw", fmt::format("[{}] bf16", count), 14.0 * static_cast<double>(count),
+      [&](int64_t) { adamw_step_op(narrow); },
+      [&](int64_t) {
+        at::_fused_adamw_({narrow.master}, {narrow.grad}, {narrow.exp_avg}, {narrow.exp_avg_sq}, {}, {steps},
+                          1e-4, 0.9, 0.95, 0.1, 1e-8, false, false);
+      });
+  table.memory_row(
+      "sum_of_squares", fmt::format("[{}] bf16", count), 2.0 * static_cast<double>(count),
+      [&](int64_t s) { sum_of_squares_op(s % 2 ? narrow.grad : narrow.master); },
+      [&](int64_t s) { at::linalg_vector_norm(s % 2 ? narrow.grad : narrow.master); });
   table.memory_row(
       "sum_of_squares", fmt::format("[{}] fp32", count), 4.0 * static_cast<double>(count),
       [&](int64_t s) { sum_of_squares_op(s % 2 ? step.grad : step.master); },
@@ -419,6 +436,15 @@ void bench_gemm(Table& table, int64_t n, int64_t k, int64_t m) {
       "linear_backward_weight", shape, flops, bytes,
       [&](int64_t s) { linear_backward_weight_op(dy[at_set(s)], x[at_set(s)], dw); },
       [&](int64_t s) { dw.add_(at::mm(dy[at_set(s)].t(), x[at_set(s)])); });
+  // The first micro-batch of a step: nothing is read. The peer gives a gradient in bf16.
+  at::Tensor dw_bf16 = at::zeros({m, k}, kBf16);
+  for (at::Tensor* sum : {&dw, &dw_bf16})
+    table.compute_row(
+        sum == &dw ? "weight_overwrite" : "weight_overwrite_bf16", shape, flops, bytes,
+        [&](int64_t s) {
+          linear_backward_weight_op(dy[at_set(s)], x[at_set(s)], *sum, nullptr, GradientWrite::Overwrite);
+        },
+        [&](int64_t s) { at::mm(dy[at_set(s)].t(), x[at_set(s)]); });
 }
 
 // Reads and writes the matrix once. The peer keeps a mask of a byte an element.

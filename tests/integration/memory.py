@@ -21,6 +21,9 @@ ROWS, HIDDEN, FFN = 256, 256, 704
 CONVERTED = 4 * (2 * FFN * HIDDEN + ROWS * HIDDEN + ROWS * 2 * FFN)
 PARTS = ["weights", "gradients", "optimizer", "activations"]
 
+ALL_BF16 = ["precision.dtype=bf16", "precision.main_params_dtype=none", "precision.main_grads_dtype=bf16",
+            "precision.exp_avg_dtype=bf16", "precision.exp_avg_sq_dtype=bf16"]
+
 # name, ranks, changes of the configuration
 CASES = [
     ("r1", 1, ["parallel.zero_stage=0"]),
@@ -52,6 +55,7 @@ CASES = [
     ("masked", 1, ["data.reset_attention_mask=true"]),
     ("tied_zero3", 2, ["model.tie_word_embeddings=true", "parallel.zero_stage=3"]),
     ("bf16_zero2", 2, ["precision.dtype=bf16", "parallel.zero_stage=2"]),
+    *((f"bf16_grads_zero{stage}", 2, [*ALL_BF16, f"parallel.zero_stage={stage}"]) for stage in range(4)),
 ]
 
 LORA = ["model.init_from=runs/start", "objective.lora_rank=8"]

@@ -111,6 +111,30 @@ BOOST_AUTO_TEST_CASE(a_scale_on_the_device_equals_one_from_the_host) {
   BOOST_TEST(bit_equal(host.master, device.master));
 }
 
+// A bf16 gradient is a value like any other: the step is that of the same gradient in fp32, to the bit.
+BOOST_DATA_TEST_CASE(a_gradient_in_bf16_equals_its_fp32_value,
+                     bdata::make({2, 3, 4, 5, 1023, 1024, 1025, 20000}), size) {
+  const Problem p = problem(size);
+  for (const bool states_too : {false, true})
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      AdamWStep narrow = make_step(size, p.ranges);
+      narrow.grad = random_tensor({size}, at::kBFloat16, 109);
+      if (states_too) {
+        narrow.model_param = at::Tensor();
+        for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq})
+          narrow.*state = (narrow.*state).to(at::kBFloat16);
+      }
+      AdamWStep wide = narrow;
+      wide.grad = narrow.grad.to(at::kFloat);
+      for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq})
+        wide.*state = (narrow.*state).clone();
+      adamw_step_op(narrow, path);
+      adamw_step_op(wide, path);
+      for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq})
+        BOOST_TEST(bit_equal(narrow.*state, wide.*state));
+    }
+}
+
 BOOST_AUTO_TEST_CASE(a_buffer_at_any_offset_gives_the_same_values) {
   const auto options = at::TensorOptions().dtype(at::kFloat).device(device_under_test());
   AdamWStep whole = make_step(1030, {});
@@ -129,16 +153,19 @@ BOOST_AUTO_TEST_CASE(a_buffer_at_any_offset_gives_the_same_values) {
 
 BOOST_DATA_TEST_CASE(sum_of_squares_is_exact_to_double_rounding,
                      bdata::make({0, 1, 3, 4, 8191, 8192, 8193, 100003, 1000000}), size) {
-  const at::Tensor x = random_tensor({size}, at::kFloat, 103);
-  double want = 0;
-  for (const double v : values<double>(x)) want += v * v;
-  const at::Tensor got = sum_of_squares_op(x);
-  BOOST_TEST((got.scalar_type() == at::kDouble && got.numel() == 1));
-  BOOST_TEST(std::abs(got.item<double>() - want) <= 1e-12 * want);
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  BOOST_TEST(bit_equal(sum_of_squares_op(x), got));
-  at::set_num_threads(threads);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const int64_t offset : {0, 1}) {  // 1: from an address that no vector load takes
+      const at::Tensor x = random_tensor({size + offset}, dtype, 103).narrow(0, offset, size);
+      double want = 0;
+      for (const double v : values<double>(x)) want += v * v;
+      const at::Tensor got = sum_of_squares_op(x);
+      BOOST_TEST((got.scalar_type() == at::kDouble && got.numel() == 1));
+      BOOST_TEST(std::abs(got.item<double>() - want) <= 1e-12 * want);
+      const int threads = at::get_num_threads();
+      at::set_num_threads(1);
+      BOOST_TEST(bit_equal(sum_of_squares_op(x), got));
+      at::set_num_threads(threads);
+    }
 }
 
 BOOST_AUTO_TEST_CASE(sum_of_squares_is_finite_exactly_when_every_element_is) {

@@ -2,9 +2,11 @@
 // must add to what is there, and TF32 would miss the fp32 tolerance by a factor of hundreds.
 #include "kernels/reference/gemm.h"
 
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/gemm_op.h"
 #include "tests/kernels/kernel_test_support.h"
@@ -49,11 +51,60 @@ BOOST_DATA_TEST_CASE(forward_and_gradients_are_as_accurate_as_plain_arithmetic,
                   reference::linear_backward_input(dy64, w64, shape), rounding);
       at::Tensor dw_got = at::zeros({outputs, inputs}, options).add(1.0),
                  db_got = at::zeros({outputs}, options).add(1.0);
-      linear_backward_weight_op(dy, x, dw_got, &db_got, path);
+      linear_backward_weight_op(dy, x, dw_got, &db_got, GradientWrite::Add, path);
       check_close("dw", dw_got, dw_plain, dw, rounding);
       check_close("db", db_got, db_plain, db, rounding);
     }
   });
+}
+
+// A bf16 sum is what is there plus the fp32 sum, rounded once: to half an ulp, 2^-8 of the largest at most.
+BOOST_DATA_TEST_CASE(weight_gradients_add_to_bf16_with_one_rounding,
+                     bdata::make({1, 5, 129}) * bdata::make({1, 8, 72, 200}) * bdata::make({1, 8, 65, 136}),
+                     rows, inputs, outputs) {
+  const at::Tensor x = random_tensor({rows, inputs}, at::kBFloat16, 141),
+                   dy = random_tensor({rows, outputs}, at::kBFloat16, 142);
+  const at::Tensor dw_before = random_tensor({outputs, inputs}, at::kBFloat16, 143),
+                   db_before = random_tensor({outputs}, at::kBFloat16, 144);
+  const at::Tensor dy64 = dy.cpu().to(at::kDouble);
+  const at::Tensor dw = dy64.t().mm(x.cpu().to(at::kDouble)).add(dw_before.cpu()),
+                   db = dy64.sum(0).add(db_before.cpu());
+  const auto tolerance = [&](const at::Tensor& want) {
+    return 0x1p-8 * want.abs().max().item<double>() + 0x1p-24 * static_cast<double>(rows + 2);
+  };
+  for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+    at::Tensor dw_got = dw_before.clone(), db_got = db_before.clone();
+    linear_backward_weight_op(dy, x, dw_got, &db_got, GradientWrite::Add, path);
+    const Diff dw_diff = compare(dw_got, dw, tolerance(dw)), db_diff = compare(db_got, db, tolerance(db));
+    BOOST_TEST(dw_diff.ok(), "dw: " << dw_diff);
+    BOOST_TEST(db_diff.ok(), "db: " << db_diff);
+  }
+}
+
+// What was there is not read, NaN included; the values are those of adding to zeros. rows = 0: a sum of
+// nothing.
+BOOST_DATA_TEST_CASE(the_first_contribution_overwrites,
+                     bdata::make({0, 1, 5, 129}) * bdata::make({8, 200}) * bdata::make({8, 65}), rows, inputs,
+                     outputs) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const at::ScalarType sum_dtype : {at::kFloat, dtype})
+      for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+        const at::Tensor x = random_tensor({rows, inputs}, dtype, 145),
+                         dy = random_tensor({rows, outputs}, dtype, 146);
+        at::Tensor want = at::zeros({outputs, inputs}, x.options().dtype(sum_dtype));
+        at::Tensor got = at::empty_like(want).fill_(std::nan("")), again = got.clone();
+        linear_backward_weight_op(dy, x, want, nullptr, GradientWrite::Add, path);
+        linear_backward_weight_op(dy, x, got, nullptr, GradientWrite::Overwrite, path);
+        matmul_accumulate_op(dy, MatmulTranspose::Yes, x, MatmulTranspose::No, again,
+                             GradientWrite::Overwrite, path);
+        // cuBLASLt may take another algorithm where it does not read: fp32 sums in another order, one
+        // rounding.
+        const double ulp = sum_dtype == at::kFloat ? 0x1p-24 * static_cast<double>(rows + 1) : 0x1p-7;
+        const double tolerance = ulp * want.abs().max().item<double>();
+        const Diff diff = compare(got, want, tolerance), of_parts = compare(again, want, tolerance);
+        BOOST_TEST(diff.ok(), diff);
+        BOOST_TEST(of_parts.ok(), of_parts);
+      }
 }
 
 BOOST_DATA_TEST_CASE(parts_of_wider_matrices_multiply_and_add,
@@ -77,7 +128,7 @@ BOOST_DATA_TEST_CASE(parts_of_wider_matrices_multiply_and_add,
             const at::Tensor got = wide.clone();
             matmul_accumulate_op(a, a_t ? MatmulTranspose::Yes : MatmulTranspose::No, b,
                                  b_t ? MatmulTranspose::Yes : MatmulTranspose::No, got.narrow(1, 8, outputs),
-                                 path);
+                                 GradientWrite::Add, path);
             // Sums in fp32, then one rounding to the result's type (two on the plain bf16 path).
             const double ulp = d_dtype == at::kFloat ? 0x1p-24 * (inner + 2) : 0x1p-7;
             const Diff diff = compare(got.narrow(1, 8, outputs), want, ulp * want.abs().max().item<double>());
@@ -106,6 +157,8 @@ BOOST_AUTO_TEST_CASE(wrong_shapes_are_refused) {
   BOOST_CHECK_THROW(linear_forward_op(x.to(at::kBFloat16), w), Error);
   at::Tensor accum = random_tensor({8, 3}, at::kFloat, 131);
   BOOST_CHECK_THROW(linear_backward_weight_op(random_tensor({4, 3}, at::kFloat, 132), x, accum), Error);
+  at::Tensor narrow = random_tensor({3, 8}, at::kBFloat16, 133);  // of a product in fp32
+  BOOST_CHECK_THROW(linear_backward_weight_op(random_tensor({4, 3}, at::kFloat, 132), x, narrow), Error);
 }
 
 }  // namespace

@@ -77,6 +77,24 @@ BOOST_DATA_TEST_CASE(every_tile_width_and_the_one_after_it,
   check_backward(5, cols);
 }
 
+// The sum over the rows is fp32's; what is stored is rounded once, to half an ulp, 2^-8 of the largest at
+// most.
+BOOST_DATA_TEST_CASE(the_weight_gradient_adds_to_bf16_with_one_rounding,
+                     bdata::make({1, 9, 70}) * bdata::make({1, 64, 257, 1032, 8200}), rows, cols) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({rows, cols}, dtype, 41), w = random_tensor({cols}, dtype, 42);
+    const at::Tensor dy = random_tensor({rows, cols}, dtype, 43);
+    const at::Tensor before = random_tensor({cols}, at::kBFloat16, 44);
+    auto dw = reference::rms_norm_backward(values<double>(dy), values<double>(x), values<double>(w), kEps).dw;
+    const auto start = values<double>(before);
+    for (size_t c = 0; c < start.size(); ++c) dw[c] += start[c];
+    const at::Tensor want = tensor_of(dw, {cols}), rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
+      at::Tensor got = before.clone();
+      rms_norm_backward_op(dy, x, w, rstd, got, {}, path);
+      // 2^-20: fp32 sums of up to 70 rows, well above their error and far below bf16's.
+      const Diff diff = compare(got, want, (0x1p-8 + 0x1p-20) * want.abs().max().item<double>());
+
 // More rows than the blocks of the backward take at once, so that their rings of rows go round several times:
 // groups of 8 and of 64 lanes, of 256, and of more than half a block.
 BOOST_AUTO_TEST_CASE(many_rows) {

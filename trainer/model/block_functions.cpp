@@ -37,6 +37,7 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
   return reinterpret_cast<const T*>(ctx->saved_data[key].toInt());
 }
 
+using kernels::GradientWrite;
 using kernels::matmul_accumulate_op;
 using kernels::MatmulTranspose;
 
@@ -114,21 +115,26 @@ void accumulate_lora_gradient(const Tensor& dy, const Tensor& x_in, const LoraWe
                               const DropoutKeys& keys, const ModelContext& context) {
   const Tensor x = lora_input(x_in, w, keys), h = lora_hidden(x, w);
   Tensor a_grad = w.a_grad;
-  context.events->before_gradient(w.parameters);
-  kernels::linear_backward_weight_op(dh, x, a_grad);
+  const GradientWrite write = context.events->before_gradient(w.parameters);
+  kernels::linear_backward_weight_op(dh, x, a_grad, /*db_accum_M=*/nullptr, write);
   for (size_t p = 0; p < w.parts.size(); ++p)
     matmul_accumulate_op(outputs_of(dy, w.parts[p]), MatmulTranspose::Yes, hidden_of(h, p, w),
-                         MatmulTranspose::No, w.parts[p].b_grad);
+                         MatmulTranspose::No, w.parts[p].b_grad, write);
   context.events->gradient_ready(w.parameters);
 }
 
+// `own_dy`: the rows whose sum is the bias's gradient, where those are not all rows.
 void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const Tensor& dh,
-                                const DropoutKeys& keys, const ModelContext& context) {
+                                const DropoutKeys& keys, const ModelContext& context,
+                                const Tensor& own_dy = {}) {
   if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, dh, keys, context);
   if (!w.main_grad.defined()) return;
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
-  context.events->before_gradient(w.parameters);
-  kernels::linear_backward_weight_op(dy, x, main_grad, bias_grad.defined() ? &bias_grad : nullptr);
+  const GradientWrite write = context.events->before_gradient(w.parameters);
+  const bool all_rows = !own_dy.defined();
+  kernels::linear_backward_weight_op(dy, x, main_grad, bias_grad.defined() && all_rows ? &bias_grad : nullptr,
+                                     write);
+  if (bias_grad.defined() && !all_rows) bias_grad.add_(own_dy.sum(0, /*keepdim=*/false, at::kFloat));
   context.events->gradient_ready(w.parameters);
 }
 
@@ -297,13 +303,7 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dh = adapter_gradient(dy_all, w->attention_output);
     const DropoutKeys keys{saved[1]};
     now_or_later(context, [dy, dy_all, dh, keys, input, w, &context] {
-      LinearWeights matrix = w->attention_output;
-      if (matrix.bias_grad.defined()) {
-        context.events->before_gradient(matrix.parameters);
-        matrix.bias_grad.add_(dy.sum(0, /*keepdim=*/false, at::kFloat));
-      }
-      matrix.bias_grad.reset();
-      accumulate_weight_gradient(dy_all, input, matrix, dh, keys, context);
+      accumulate_weight_gradient(dy_all, input, w->attention_output, dh, keys, context, dy);
     });
     return {linear_input_gradient(dy_all, w->attention_output, dh, keys), dy, Tensor(), Tensor()};
   }
@@ -387,7 +387,8 @@ struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
     Tensor main_grad = w->linear.main_grad;
     if (!main_grad.defined()) return {Tensor(), Tensor(), Tensor()};
     const Tensor dy = context.rows.gather(grads[0].contiguous(), "tp.embedding.dy").wait();
-    context.events->before_gradient(w->linear.parameters);
+    // The lookup touches few rows; the others must be zero.
+    if (context.events->before_gradient(w->linear.parameters) == GradientWrite::Overwrite) main_grad.zero_();
     if (context.rows.size() == 1) {
       kernels::embedding_backward_op(dy, saved[0], main_grad);
     } else {
@@ -420,8 +421,8 @@ struct LinearHeadLossFn : torch::autograd::Function<LinearHeadLossFn> {
       if (!main_grad.defined()) continue;
       // Asked for anew behind every wait for other ranks, in which the bucket may have gone out. Reported
       // once, in backward.
-      context.events->before_gradient(w.parameters);
-      kernels::linear_backward_weight_op(d_logits, x, main_grad);
+      const GradientWrite write = context.events->before_gradient(w.parameters);
+      kernels::linear_backward_weight_op(d_logits, x, main_grad, /*db_accum_M=*/nullptr, write);
     }
     context.after_forward(head->unit);
     ctx->save_for_backward({context.rows.sum(dx, "tp.head.dx").wait()});

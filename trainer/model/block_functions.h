@@ -1,8 +1,8 @@
 // The differentiable pieces of a transformer block, each one autograd::Function over kernels/. They save the
 // least they can (inputs and per-row statistics) and rebuild the rest in backward, and they add weight
-// gradients straight into the fp32 main_grad tensors: no weight is an autograd leaf. Letters: N = batch x
-// sequence rows, n = the rows that this rank holds between linears (N, or N / tensor-parallel size with
-// sequence parallelism), D hidden, H query heads, K key/value heads of this rank, W head width, F
+// gradients straight into the main_grad tensors (fp32 or bf16): no weight is an autograd leaf. Letters: N =
+// batch x sequence rows, n = the rows that this rank holds between linears (N, or N / tensor-parallel size
+// with sequence parallelism), D hidden, H query heads, K key/value heads of this rank, W head width, F
 // intermediate. Weights structs belong to the Transformer and must outlive the graph. Not thread-safe.
 #pragma once
 
@@ -25,9 +25,9 @@ namespace hearth {
 struct LoraWeights {
   struct Part {
     int64_t first_row = 0;  // of the fused matrix
-    at::Tensor b, b_grad;   // [rows, rank], fp32
+    at::Tensor b, b_grad;   // [rows, rank]
   };
-  at::Tensor a, a_grad;  // [R, in], fp32
+  at::Tensor a, a_grad;  // [R, in]
   std::vector<Part> parts;
   int64_t rank = 0;
   double scale = 1.0;
@@ -39,15 +39,15 @@ struct LoraWeights {
 struct LinearWeights {
   at::Tensor weight;     // [out, in]
   at::Tensor bias;       // [out] or undefined
-  at::Tensor main_grad;  // fp32 [out, in]; undefined in inference and where the matrix is frozen
-  at::Tensor bias_grad;  // fp32 [out] or undefined
+  at::Tensor main_grad;  // [out, in]; undefined in inference and where the matrix is frozen
+  at::Tensor bias_grad;  // [out] or undefined
   std::vector<int64_t> parameters;
   std::optional<LoraWeights> lora;
 };
 
 struct NormWeights {
   at::Tensor weight;     // [D] or [W]
-  at::Tensor main_grad;  // fp32; undefined in inference and where the weight is frozen
+  at::Tensor main_grad;  // undefined in inference and where the weight is frozen
   double eps = 1e-5;
   std::vector<int64_t> parameters;
 };

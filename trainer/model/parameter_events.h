@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/gradient_write.h"
+
 namespace hearth {
 
 enum class UsePhase {
@@ -21,13 +23,17 @@ class ParameterEvents {
   virtual void after_use(int64_t /*unit*/, UsePhase /*phase*/) {}
   // The unit is likely to be used next: while this rank waits for something else, its weights may come.
   virtual void expect_use(int64_t /*unit*/) {}
-  // The gradients of these parameters are about to be added to.
-  virtual void before_gradient(const std::vector<int64_t>& /*parameters*/) {}
+  // These parameters are about to get one contribution each, which goes to the whole of every matrix among
+  // them: added to its main_grad, or overwriting it, as the answer says. (Vectors are always added to: they
+  // are small enough to be cleared.) Nothing may come between the answer and the contribution.
+  virtual kernels::GradientWrite before_gradient(const std::vector<int64_t>& /*parameters*/) {
+    return kernels::GradientWrite::Add;
+  }
   // One finished contribution to the main_grad of each of these parameters.
   virtual void gradient_ready(const std::vector<int64_t>& /*parameters*/) {}
 };
 
-// Tells two, in this order. Borrows them.
+// Tells two, in this order; who keeps gradients is the second. Borrows them.
 class BothEvents : public ParameterEvents {
  public:
   BothEvents(ParameterEvents& first, ParameterEvents& second) : first_(first), second_(second) {}
@@ -43,9 +49,9 @@ class BothEvents : public ParameterEvents {
     first_.expect_use(unit);
     second_.expect_use(unit);
   }
-  void before_gradient(const std::vector<int64_t>& parameters) override {
+  kernels::GradientWrite before_gradient(const std::vector<int64_t>& parameters) override {
     first_.before_gradient(parameters);
-    second_.before_gradient(parameters);
+    return second_.before_gradient(parameters);
   }
   void gradient_ready(const std::vector<int64_t>& parameters) override {
     first_.gradient_ready(parameters);

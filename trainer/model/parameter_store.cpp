@@ -155,7 +155,7 @@ ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const 
 // Resident buckets are parts of one allocation; the others own theirs, which starts absent.
 void ParameterStore::allocate() {
   const auto weight_options = at::TensorOptions(options_.device).dtype(scalar_type());
-  const auto grad_options = at::TensorOptions(options_.device).dtype(at::kFloat);
+  const auto grad_options = at::TensorOptions(options_.device).dtype(torch_dtype(options_.grads_dtype));
   const bool with_grads = options_.gradients == WithGradients::Yes;
   for (const Bucket& bucket : plan_.buckets) on_demand_.push_back(is_on_demand(bucket, options_));
   const auto make = [&](MemoryPart part, const at::TensorOptions& options,
@@ -206,7 +206,6 @@ void ParameterStore::restore_grads(int64_t bucket) {
   if (has_grads(bucket)) return;
   memory_->allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
   restore_memory(grads(bucket));
-  grads_[static_cast<size_t>(bucket)].zero_();
 }
 void ParameterStore::release_grads(int64_t bucket) {
   if (options_.grads != BucketMemory::OnDemand || !has_grads(bucket)) return;

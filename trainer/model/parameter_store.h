@@ -1,6 +1,6 @@
-// The parameters of one rank's part of the model, in flat buckets (and, for training, flat fp32 gradient
-// buckets). Layout comes from a BucketPlan (parallel/zero/bucket_plan.h): buckets in backward order, groups
-// of neighbours (q,k,v; gate,up) without gaps, so that a fused GEMM sees a group as one matrix. Matrices of
+// The parameters of one rank's part of the model, in flat buckets (and, for training, flat gradient buckets).
+// Layout comes from a BucketPlan (parallel/zero/bucket_plan.h): buckets in backward order, groups of
+// neighbours (q,k,v; gate,up) without gaps, so that a fused GEMM sees a group as one matrix. Matrices of
 // layers, each vocabulary table and the vectors (norms, biases) lie in buckets of their own kind. Embedding
 // and head rows are padded to a multiple of kVocabPadding in memory only: no file ever sees the padding,
 // which stays zero. Memory of buckets can be given back and asked for again (ZeRO 2 and 3); tensors handed
@@ -34,7 +34,7 @@ struct Parameter {
   int64_t offset = 0;                          // first element, counted over all buckets
   int64_t storage = 0;                         // elements in memory, padding rows included
   at::Tensor weight;                           // [shard.shape()], view
-  at::Tensor main_grad;                        // fp32, same shape, view; undefined without gradients
+  at::Tensor main_grad;                        // same shape, view; undefined without gradients
   at::Tensor padded_weight, padded_main_grad;  // with the padding rows (same as above where there are none)
 };
 
@@ -45,6 +45,7 @@ enum class BucketMemory { Resident, OnDemand, LayersOnDemand };
 
 struct StoreOptions {
   DType dtype = DType::F32;
+  DType grads_dtype = DType::F32;  // or BF16, of parameters in BF16
   at::Device device = at::kCPU;
   WithGradients gradients = WithGradients::No;
   int64_t data_parallel_size = 1;  // every bucket divides by it
@@ -82,12 +83,12 @@ class ParameterStore {
   at::Tensor fused_weight(const std::string& first, const std::string& last) const;
   at::Tensor fused_main_grad(const std::string& first, const std::string& last) const;
 
-  // Flat buckets, [plan().buckets[bucket].arena.count()]: parameter dtype, and fp32.
+  // Flat buckets, [plan().buckets[bucket].arena.count()]: in the parameters' and the gradients' dtype.
   const at::Tensor& weights(int64_t bucket) const { return weights_[static_cast<size_t>(bucket)]; }
   const at::Tensor& grads(int64_t bucket) const { return grads_[static_cast<size_t>(bucket)]; }
   // Buckets whose weights come and go.
   bool weights_on_demand(int64_t bucket) const { return on_demand_[static_cast<size_t>(bucket)]; }
-  // Memory of a bucket: contents are undefined after weights are restored, zero after gradients are.
+  // Memory of a bucket: contents are undefined after it is restored. Resident ones start as zeros.
   void restore_weights(int64_t bucket);
   void release_weights(int64_t bucket);
   bool has_weights(int64_t bucket) const;

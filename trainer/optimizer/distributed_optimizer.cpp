@@ -52,6 +52,7 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
       comm_(comms.data_parallel),
       zero_stage_(zero_stage),
       separate_masters_(dtypes.masters && parameters.scalar_type() != at::kFloat),
+      grads_dtype_(parameters.options().grads_dtype),
       gathered_(parameters, comm_, "param") {
   HEARTH_REQUIRE(zero_stage >= 0 && zero_stage <= 3, "zero_stage {} is not 0, 1, 2 or 3", zero_stage);
   const BucketPlan& plan = parameters.plan();
@@ -60,7 +61,9 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
                      parameters.options().grads == grad_memory(zero_stage),
                  "the parameter store was not made for zero_stage {}", zero_stage);
   const auto options = at::TensorOptions(parameters.device()).dtype(at::kFloat);
+  const int64_t grad_bytes = size_bytes(grads_dtype_);
   buckets_.resize(plan.buckets.size());
+  has_sum_.resize(parameters.parameters().size());
   for (size_t i = 0; i < buckets_.size(); ++i) {
     BucketState& bucket = buckets_[i];
     const ElementRange arena = plan.buckets[i].arena;
@@ -74,18 +77,28 @@ DistributedOptimizer::DistributedOptimizer(const OptimizerConfig& config, Parame
     parameters.memory().allocating(
         MemoryPart::Optimizer,
         count * ((separate_masters_ ? 4 : 0) + bytes_of(dtypes.exp_avg) + bytes_of(dtypes.exp_avg_sq)));
-    if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * 4);
+    if (shards_gradients()) parameters.memory().allocating(MemoryPart::Gradients, count * grad_bytes);
     bucket.master = separate_masters_ ? owned_weights(bucket).to(at::kFloat) : owned_weights(bucket);
     bucket.exp_avg = at::zeros({bucket.owned.count()}, options.dtype(dtypes.exp_avg));
     bucket.exp_avg_sq = at::zeros({bucket.owned.count()}, options.dtype(dtypes.exp_avg_sq));
-    if (shards_gradients()) bucket.grad_shard = at::zeros({bucket.owned.count()}, options);
+    if (shards_gradients())
+      bucket.grad_shard = at::empty({bucket.owned.count()}, options.dtype(torch_dtype(grads_dtype_)));
     plan_ranges(bucket);
+    plan_clearing(bucket);
   }
 }
 
 ElementRange DistributedOptimizer::in_bucket(int64_t parameter) const {
   const ParameterPlace& place = parameters_.plan().places[static_cast<size_t>(parameter)];
   return {place.offset, place.offset + place.count};
+}
+
+DistributedOptimizer::BucketState& DistributedOptimizer::bucket_of(int64_t parameter) {
+  return buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(parameter)].bucket)];
+}
+
+bool DistributedOptimizer::is_matrix(int64_t parameter) const {
+  return parameters_.parameters()[static_cast<size_t>(parameter)].spec.shape.size() >= 2;
 }
 
 Comm* DistributedOptimizer::comm_of(GradientSum sum) const {
@@ -139,6 +152,33 @@ void DistributedOptimizer::plan_ranges(BucketState& bucket) {
   bucket.no_decay_ranges = at::tensor(no_decay, at::kLong).view({-1, 2}).to(parameters_.device());
 }
 
+// Vectors, which are only added to, and padding, which travels and is measured with what lies beside it.
+void DistributedOptimizer::plan_clearing(BucketState& bucket) {
+  const Bucket& planned = parameters_.plan().buckets[static_cast<size_t>(bucket.index)];
+  int64_t end = 0;  // of the last matrix
+  const auto clear_up_to = [&](int64_t begin) {
+    if (begin > end) bucket.cleared.push_back({end, begin});
+  };
+  for (const int64_t index : planned.parameters) {
+    if (!is_matrix(index)) continue;
+    clear_up_to(in_bucket(index).begin);
+    end = in_bucket(index).end;
+  }
+  clear_up_to(planned.arena.count());
+}
+
+void DistributedOptimizer::begin_sums(const BucketState& bucket) {
+  for (const ElementRange range : bucket.cleared) part(parameters_.grads(bucket.index), range).zero_();
+  for (const int64_t index : parameters_.plan().buckets[static_cast<size_t>(bucket.index)].parameters)
+    has_sum_[static_cast<size_t>(index)] = false;
+}
+
+void DistributedOptimizer::complete_sums(const BucketState& bucket) {
+  for (const int64_t index : parameters_.plan().buckets[static_cast<size_t>(bucket.index)].parameters)
+    if (is_matrix(index) && !has_sum_[static_cast<size_t>(index)])
+      part(parameters_.grads(bucket.index), in_bucket(index)).zero_();
+}
+
 at::Tensor DistributedOptimizer::owned_grads(const BucketState& bucket) const {
   return shards_gradients() ? bucket.grad_shard : part(parameters_.grads(bucket.index), bucket.owned);
 }
@@ -148,34 +188,48 @@ at::Tensor DistributedOptimizer::owned_weights(const BucketState& bucket) const 
 
 void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses, int64_t micro_batches) {
   for (auto& bucket : buckets_) {
-    (shards_gradients() ? bucket.grad_shard : parameters_.grads(bucket.index)).zero_();
+    if (!shards_gradients()) begin_sums(bucket);
+    bucket.has_sum = false;
     bucket.per_cycle = 0;
   }
-  for (size_t i = 0; i < uses.size(); ++i)
-    buckets_[static_cast<size_t>(parameters_.plan().places[i].bucket)].per_cycle += uses[i];
+  for (size_t i = 0; i < uses.size(); ++i) bucket_of(static_cast<int64_t>(i)).per_cycle += uses[i];
   for (auto& bucket : buckets_) {
     if (!shards_gradients()) bucket.per_cycle *= micro_batches;
     bucket.pending = bucket.per_cycle;
   }
 }
 
-void DistributedOptimizer::before_gradient(const std::vector<int64_t>& parameters) {
-  if (!shards_gradients()) return;
-  for (const int64_t index : parameters) {
-    BucketState& bucket =
-        buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
-    if (bucket.reduction != nullptr) {
-      retire(bucket);
-      in_flight_.erase(std::find(in_flight_.begin(), in_flight_.end(), static_cast<size_t>(bucket.index)));
+kernels::GradientWrite DistributedOptimizer::before_gradient(const std::vector<int64_t>& parameters) {
+  if (shards_gradients())
+    for (const int64_t index : parameters) {
+      BucketState& bucket = bucket_of(index);
+      if (bucket.reduction != nullptr) {
+        retire(bucket);
+        in_flight_.erase(std::find(in_flight_.begin(), in_flight_.end(), static_cast<size_t>(bucket.index)));
+      }
+      if (parameters_.has_grads(bucket.index)) continue;
+      parameters_.restore_grads(bucket.index);
+      begin_sums(bucket);
     }
-    parameters_.restore_grads(bucket.index);
+  std::vector<int64_t> stale;
+  int64_t matrices = 0;
+  for (const int64_t index : parameters) {
+    if (!is_matrix(index)) continue;
+    ++matrices;
+    if (has_sum_[static_cast<size_t>(index)]) continue;
+    stale.push_back(index);
+    has_sum_[static_cast<size_t>(index)] = true;
   }
+  if (static_cast<int64_t>(stale.size()) == matrices && matrices > 0)
+    return kernels::GradientWrite::Overwrite;
+  // Matrices that get their contributions together, but lie in buckets of which one went out earlier.
+  for (const int64_t index : stale) part(parameters_.grads(bucket_of(index).index), in_bucket(index)).zero_();
+  return kernels::GradientWrite::Add;
 }
 
 void DistributedOptimizer::gradient_ready(const std::vector<int64_t>& parameters) {
   for (const int64_t index : parameters) {
-    BucketState& bucket =
-        buckets_[static_cast<size_t>(parameters_.plan().places[static_cast<size_t>(index)].bucket)];
+    BucketState& bucket = bucket_of(index);
     if (bucket.per_cycle == 0) continue;  // nobody asked: gradients outside a step
     HEARTH_ASSERT(bucket.pending > 0);
     if (--bucket.pending == 0) reduce(bucket);
@@ -184,24 +238,26 @@ void DistributedOptimizer::gradient_ready(const std::vector<int64_t>& parameters
 
 void DistributedOptimizer::reduce(BucketState& bucket) {
   const std::string site = fmt::format("grad.bucket{}", bucket.index);
+  const int64_t share = bucket.owned.count();
   if (!shards_gradients()) {
-    float* grads = parameters_.grads(bucket.index).data_ptr<float>();
-    const int64_t share = bucket.owned.count();
+    complete_sums(bucket);
+    const at::Tensor& grads = parameters_.grads(bucket.index);
     bucket.reduction =
-        zero_stage_ == 0 ? comm_.all_reduce(grads, parameters_.grads(bucket.index).numel(), DType::F32,
-                                            ReduceOp::Sum, site)
-                         : comm_.reduce_scatter(grads, grads + comm_.rank() * share, share, DType::F32, site);
+        zero_stage_ == 0
+            ? comm_.all_reduce(grads.data_ptr(), grads.numel(), grads_dtype_, ReduceOp::Sum, site)
+            : comm_.reduce_scatter(grads.data_ptr(), part(grads, bucket.owned).data_ptr(), share,
+                                   grads_dtype_, site);
     return;
   }
   bucket.pending = bucket.per_cycle;
   // Contributions of several micro-batches may have gone out together with an earlier one; all ranks see the
   // same.
   if (!parameters_.has_grads(bucket.index) || bucket.reduction != nullptr) return;
-  parameters_.memory().allocating(MemoryPart::Gradients, bucket.owned.count() * 4);
-  bucket.incoming = at::empty({bucket.owned.count()}, bucket.grad_shard.options());
-  bucket.reduction =
-      comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr<float>(),
-                           bucket.incoming.data_ptr<float>(), bucket.owned.count(), DType::F32, site);
+  complete_sums(bucket);
+  parameters_.memory().allocating(MemoryPart::Gradients, share * size_bytes(grads_dtype_));
+  bucket.incoming = at::empty({share}, bucket.grad_shard.options());
+  bucket.reduction = comm_.reduce_scatter(parameters_.grads(bucket.index).data_ptr(),
+                                          bucket.incoming.data_ptr(), share, grads_dtype_, site);
   in_flight_.push_back(static_cast<size_t>(bucket.index));
   if (static_cast<int64_t>(in_flight_.size()) > kReductionsInFlight) {
     retire(buckets_[in_flight_.front()]);
@@ -213,9 +269,14 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
 void DistributedOptimizer::retire(BucketState& bucket) {
   bucket.reduction->wait();
   bucket.reduction.reset();
-  bucket.grad_shard.add_(bucket.incoming);
+  if (bucket.has_sum) {
+    bucket.grad_shard.add_(bucket.incoming);
+  } else {
+    bucket.grad_shard.copy_(bucket.incoming);
+  }
+  bucket.has_sum = true;
   bucket.incoming.reset();
-  parameters_.memory().released(MemoryPart::Gradients, bucket.owned.count() * 4);
+  parameters_.memory().released(MemoryPart::Gradients, bucket.owned.count() * size_bytes(grads_dtype_));
   parameters_.release_grads(bucket.index);
 }
 
@@ -226,6 +287,7 @@ void DistributedOptimizer::finish_gradients() {
     bucket.per_cycle = 0;
     if (shards_gradients()) {
       HEARTH_ASSERT(!parameters_.has_grads(bucket.index));
+      if (!bucket.has_sum) bucket.grad_shard.zero_();
       continue;
     }
     HEARTH_ASSERT(bucket.pending == 0 && bucket.reduction != nullptr);
@@ -236,15 +298,14 @@ void DistributedOptimizer::finish_gradients() {
   if (comms_.replicas != nullptr)
     for (const auto& bucket : buckets_) {
       const at::Tensor grads = owned_grads(bucket);
-      sums.push_back(comms_.replicas->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32,
-                                                 ReduceOp::Sum,
+      sums.push_back(comms_.replicas->all_reduce(grads.data_ptr(), grads.numel(), grads_dtype_, ReduceOp::Sum,
                                                  fmt::format("grad.replicas.bucket{}", bucket.index)));
     }
   for (auto& sum : sums) sum->wait();
   sums.clear();
   for (const Summation& s : summations_) {
     const at::Tensor grads = part(owned_grads(buckets_[s.bucket]), s.range);
-    sums.push_back(s.comm->all_reduce(grads.data_ptr<float>(), grads.numel(), DType::F32, ReduceOp::Sum,
+    sums.push_back(s.comm->all_reduce(grads.data_ptr(), grads.numel(), grads_dtype_, ReduceOp::Sum,
                                       fmt::format("grad.sum.bucket{}", s.bucket)));
   }
   for (auto& sum : sums) sum->wait();
@@ -372,7 +433,7 @@ void DistributedOptimizer::load(const TensorSource& source) {
 
 bool DistributedOptimizer::masters_are_finite() const {
   for (const auto& bucket : buckets_)
-    if (!std::isfinite(kernels::sum_of_squares_op(bucket.master.to(at::kFloat)).item<double>())) return false;
+    if (!std::isfinite(kernels::sum_of_squares_op(bucket.master).item<double>())) return false;
   return true;
 }
 

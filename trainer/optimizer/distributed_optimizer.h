@@ -2,7 +2,7 @@
 // 2020):
 //   0  every rank updates everything after an all-reduce
 //   1  each rank updates its shard of every bucket: reduce-scatter once a step, update, all-gather
-//   2  gradients too: reduce-scatter per micro-batch into an fp32 shard; whole gradient buckets live only in
+//   2  gradients too: reduce-scatter per micro-batch into a shard; whole gradient buckets live only in
 //   between 3  parameters too: whole weight buckets are gathered around each use, one unit ahead; vectors
 //   (norms, biases) stay
 // One code path for one rank and many. Names follow Megatron-LM's distributed optimizer.
@@ -10,6 +10,8 @@
 // A step:  begin_step() .. forward and backward of all micro-batches, which report to the ParameterEvents
 // side
 //          .. finish_gradients() .. local_sum_of_squares() .. step() or nothing.
+// Gradients are kept, and summed over ranks, in the store's grads_dtype. No matrix is cleared: the first
+// contribution to it overwrites what an earlier step, or restored memory, left there.
 // The all-gather of stages 1 and 2 runs on while the next forward begins: before_use() waits for what it
 // needs. Not thread-safe. Borrows the store and the communicators.
 #pragma once
@@ -65,12 +67,12 @@ class DistributedOptimizer : public ParameterEvents {
   static BucketMemory weight_memory(int64_t zero_stage);
   static BucketMemory grad_memory(int64_t zero_stage);
 
-  // Clears the gradients. `uses[i]`: contributions to parameter i in one micro-batch.
+  // New sums begin. `uses[i]`: contributions to parameter i in one micro-batch.
   void begin_step(const std::vector<int64_t>& uses, int64_t micro_batches);
   void before_use(int64_t unit, UsePhase phase) override { gathered_.before_use(unit, phase); }
   void after_use(int64_t unit, UsePhase phase) override { gathered_.after_use(unit, phase); }
   void expect_use(int64_t unit) override { gathered_.expect_use(unit); }
-  void before_gradient(const std::vector<int64_t>& parameters) override;
+  kernels::GradientWrite before_gradient(const std::vector<int64_t>& parameters) override;
   void gradient_ready(const std::vector<int64_t>& parameters) override;
   // Waits for every bucket and adds what other parallel groups hold. Gradients are then sums over all ranks
   // (of this rank's shard from stage 1 on).
@@ -107,9 +109,11 @@ class DistributedOptimizer : public ParameterEvents {
     ElementRange share;  // that this rank saves and measures, within owned
     at::Tensor master, exp_avg,
         exp_avg_sq;                      // [owned.count()]; without masters the first is of the parameters
-    at::Tensor grad_shard;               // stage 2, 3: fp32 [owned.count()]
+    at::Tensor grad_shard;               // stage 2, 3: [owned.count()]
+    bool has_sum = false;                // stage 2, 3: grad_shard is of this step
     at::Tensor no_decay_ranges;          // int64 [R, 2], relative to owned.begin
     std::vector<ElementRange> counted;   // parts of `owned` that enter the norm here, relative to owned.begin
+    std::vector<ElementRange> cleared;   // of the bucket: all but the matrices, zeroed when sums begin
     int64_t pending = 0, per_cycle = 0;  // contributions until the next reduction
     WorkPtr reduction;
     at::Tensor incoming;  // stage 2, 3: what the reduction under way delivers
@@ -121,10 +125,17 @@ class DistributedOptimizer : public ParameterEvents {
   };
   bool shards_gradients() const { return zero_stage_ >= 2; }
   ElementRange in_bucket(int64_t parameter) const;
+  BucketState& bucket_of(int64_t parameter);
+  bool is_matrix(int64_t parameter) const;
   Comm* comm_of(GradientSum sum) const;
   void plan_ranges(BucketState& bucket);
   at::Tensor owned_grads(const BucketState& bucket) const;
   at::Tensor owned_weights(const BucketState& bucket) const;
+  void plan_clearing(BucketState& bucket);
+  // New sums begin in the bucket's memory, which holds anything.
+  void begin_sums(const BucketState& bucket);
+  // Clears the matrices that got no contribution since then.
+  void complete_sums(const BucketState& bucket);
   void reduce(BucketState& bucket);
   void retire(BucketState& bucket);
   // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every
@@ -142,10 +153,12 @@ class DistributedOptimizer : public ParameterEvents {
   Comm& comm_;
   int64_t zero_stage_;
   bool separate_masters_;  // fp32 copies of parameters in another type
+  DType grads_dtype_;
   GatheredWeights gathered_;
   int64_t num_updates_ = 0;
   std::vector<BucketState> buckets_;
   std::vector<Summation> summations_;
+  std::vector<bool> has_sum_;     // by parameter: main_grad is of this step; unused for vectors
   std::deque<size_t> in_flight_;  // stage 2, 3: buckets whose reduction is under way, oldest first
 };
 

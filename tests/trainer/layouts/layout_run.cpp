@@ -58,7 +58,7 @@ std::map<std::string, at::Tensor> counted_gradients(const DistributedOptimizer& 
   for (const StateSlice& slice : optimizer.gradient_slices()) {
     at::Tensor& whole = gradients[slice.name];
     if (!whole.defined()) whole = at::zeros(slice.shape, at::kFloat);
-    const at::Tensor values = slice.values.to(at::kCPU).contiguous();
+    const at::Tensor values = slice.values.to(at::kCPU, at::kFloat).contiguous();
     for_each_run(
         slice.shape, slice.box, slice.begin, slice.end, [&](int64_t at, int64_t in_box, int64_t count) {
           std::copy_n(values.data_ptr<float>() + in_box - slice.begin, count, whole.data_ptr<float>() + at);
@@ -118,6 +118,7 @@ ExperimentConfig layout_config(const Layout& layout, const RunOptions& options) 
   c.optimizer.lr_warmup_iters = 10;
   c.optimizer.clip_grad = options.clip_grad;
   c.precision.dtype = config_name(options.dtype);
+  c.precision.main_grads_dtype = config_name(options.grads_dtype);
   if (layout.recompute == "full") {
     c.recompute = {.granularity = "full", .num_layers = 3};
   } else if (layout.recompute == "none") {

@@ -38,7 +38,7 @@ struct Curve {
 
 struct RunOptions {
   int64_t steps = 20;
-  DType dtype = DType::F32;
+  DType dtype = DType::F32, grads_dtype = DType::F32;
   at::Device device = at::kCPU;
   double clip_grad = 1.0;
   int64_t layers = 16;        // two a rank for the widest pipeline of two chunks

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 
 #include "tests/compare.h"
 #include "tests/trainer/tiny_model.h"
@@ -119,6 +120,45 @@ BOOST_AUTO_TEST_CASE(every_parameter_reports_as_often_as_promised) {
                  model.parameters.parameters()[i].spec.name);
     BOOST_TEST(*std::max_element(reports.begin(), reports.end()) == (is_tied ? 2 : 1));
   }
+}
+
+// Told to overwrite whatever is there (NaN here), the first contributions give the gradients that zeros and
+// additions give: vectors, which are always added to, start as zeros. Tied, so that the head's first chunk
+// overwrites and the lookup adds.
+BOOST_AUTO_TEST_CASE(first_contributions_overwrite_where_they_are_told_to) {
+  struct Fresh : ParameterEvents {
+    std::vector<bool> seen;
+    const ParameterStore* store = nullptr;
+    kernels::GradientWrite before_gradient(const std::vector<int64_t>& parameters) override {
+      bool fresh = false;
+      for (const int64_t index : parameters) {
+        const auto i = static_cast<size_t>(index);
+        fresh |= !seen[i] && store->parameters()[i].spec.shape.size() > 1;
+        seen[i] = true;
+      }
+      return fresh ? kernels::GradientWrite::Overwrite : kernels::GradientWrite::Add;
+    }
+  };
+  for (const bool is_tied : {false, true})
+    for (const DType dtype : {DType::F32, DType::BF16}) {
+      ModelConfig config = tiny_config();
+      config.tie_word_embeddings = is_tied;
+      config.qk_norm = config.attention_bias = config.attention_output_bias = true;
+      TinyModel want(config, dtype);
+      Fresh events;
+      TinyModel model(config, dtype, {}, WithGradients::Yes, &events);
+      events.store = &model.parameters;
+      events.seen.resize(model.parameters.parameters().size());
+      for (const Parameter& p : model.parameters.parameters())
+        if (p.spec.shape.size() > 1) p.padded_main_grad.fill_(std::nan(""));
+      for (const uint64_t seed : {5, 6}) {
+        backward(want, seed);
+        backward(model, seed);
+      }
+      for (const Parameter& p : want.parameters.parameters())
+        BOOST_TEST(at::equal(model.parameters.at(p.spec.name).padded_main_grad, p.padded_main_grad),
+                   p.spec.name);
+    }
 }
 
 // A gradient that is reported may be reduced and changed at once: nothing may be added to it afterwards.

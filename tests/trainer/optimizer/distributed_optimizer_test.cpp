@@ -39,8 +39,15 @@ struct Bench {
   ParameterStore store;
   std::unique_ptr<Comm> comm = make_single_comm("dp");
   DistributedOptimizer optimizer;
-  Bench(DType dtype, int64_t zero_stage)
-      : store(config(), dtype, at::kCPU, WithGradients::Yes, 1, /*bucket_elements=*/3000),
+  Bench(DType dtype, int64_t zero_stage, DType grads_dtype = DType::F32)
+      : store(parameter_shards(config(), ModelPartition::whole(config())),
+              {.dtype = dtype,
+               .grads_dtype = grads_dtype,
+               .device = at::kCPU,
+               .gradients = WithGradients::Yes,
+               .bucket_elements = 3000,
+               .weights = DistributedOptimizer::weight_memory(zero_stage),
+               .grads = DistributedOptimizer::grad_memory(zero_stage)}),
         optimizer(optimizer_config(), initialized(store), {.data_parallel = *comm}, zero_stage) {
     optimizer.load_masters([&](int64_t i, int64_t begin, int64_t end, float* out) {
       store.initial_values(i, kSeed, begin, end, out);
@@ -60,11 +67,28 @@ struct Bench {
     const size_t count = store.parameters().size();
     optimizer.begin_step(std::vector<int64_t>(count, 1), /*micro_batches=*/1);
     for (size_t i = count; i-- > 0;) {
-      store.parameters()[i].main_grad.copy_(gradient(store.parameters()[i], update));
+      contribute(static_cast<int64_t>(i), update);
       optimizer.gradient_ready({static_cast<int64_t>(i)});
     }
     optimizer.finish_gradients();
     optimizer.step(kLr, kScale);
+  }
+  // What a backward pass does for a parameter.
+  void contribute(int64_t index, uint64_t update) {
+    Parameter& p = store.parameters()[static_cast<size_t>(index)];
+    const bool overwrite = optimizer.before_gradient({index}) == kernels::GradientWrite::Overwrite;
+    if (overwrite) p.padded_main_grad.zero_();
+    p.main_grad.add_(gradient(p, update));
+  }
+  // After a step, by parameter.
+  std::map<std::string, at::Tensor> gradients() {
+    std::map<std::string, at::Tensor> whole;
+    for (const StateSlice& slice : optimizer.gradient_slices()) {
+      auto& tensor = whole[slice.name];
+      if (!tensor.defined()) tensor = at::empty(slice.shape, slice.values.options()).fill_(std::nan(""));
+      tensor.view({-1}).narrow(0, slice.begin, slice.end - slice.begin).copy_(slice.values);
+    }
+    return whole;
   }
   static at::Tensor gradient(const Parameter& p, uint64_t update) {
     const CounterRng rng(update, p.spec.name);
@@ -174,6 +198,92 @@ BOOST_AUTO_TEST_CASE(the_squared_norm_counts_every_gradient_once) {
     want += Bench::gradient(p, 1).to(at::kDouble).square().sum().item<double>();
   const double got = bench.optimizer.local_sum_of_squares().item<double>();
   BOOST_TEST(std::abs(got - want) <= 1e-12 * want);
+}
+
+// A step whose sums are NaN leaves nothing to the next one, in which two micro-batches contribute to the
+// first parameter of every bucket and nothing to the others: what was there is overwritten, or cleared.
+BOOST_AUTO_TEST_CASE(sums_begin_anew_in_every_step) {
+  for (const int64_t zero_stage : {0, 1, 2, 3})
+    for (const DType grads_dtype : {DType::F32, DType::BF16}) {
+      Bench bench(DType::BF16, zero_stage, grads_dtype);
+      const auto count = static_cast<int64_t>(bench.store.parameters().size());
+      std::vector<int64_t> uses(static_cast<size_t>(count), 1);
+      bench.optimizer.begin_step(uses, /*micro_batches=*/1);
+      for (int64_t i = count; i-- > 0;) {
+        bench.contribute(i, 1);
+        bench.store.parameters()[static_cast<size_t>(i)].padded_main_grad.fill_(std::nan(""));
+        bench.optimizer.gradient_ready({i});
+      }
+      bench.optimizer.finish_gradients();
+      BOOST_TEST(!std::isfinite(bench.optimizer.local_sum_of_squares().item<double>()));
+
+      const auto is_used = [&](int64_t i) {
+        const BucketPlan& plan = bench.store.plan();
+        const int64_t bucket = plan.places[static_cast<size_t>(i)].bucket;
+        return plan.buckets[static_cast<size_t>(bucket)].parameters.front() == i;
+      };
+      for (int64_t i = 0; i < count; ++i) uses[static_cast<size_t>(i)] = is_used(i) ? 1 : 0;
+      bench.optimizer.begin_step(uses, /*micro_batches=*/2);
+      for (uint64_t micro = 2; micro <= 3; ++micro)
+        for (int64_t i = count; i-- > 0;) {
+          if (!is_used(i)) continue;
+          bench.contribute(i, micro);
+          bench.optimizer.gradient_ready({i});
+        }
+      bench.optimizer.finish_gradients();
+      const auto gradients = bench.gradients();
+      double squares = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        const Parameter& p = bench.store.parameters()[static_cast<size_t>(i)];
+        const at::Tensor first = Bench::gradient(p, 2), second = Bench::gradient(p, 3);
+        const at::Tensor want = is_used(i) ? first + second : at::zeros_like(first);
+        // Both terms and their sum are rounded, to half an ulp each.
+        const double half_ulp = grads_dtype == DType::F32 ? 0x1p-24 : 0x1p-8;
+        const double largest = first.abs().max().item<double>() + second.abs().max().item<double>();
+        const auto diff = compare(gradients.at(p.spec.name), want, 2 * half_ulp * largest);
+        BOOST_TEST(diff.ok(), p.spec.name << ", stage " << zero_stage << ": " << diff);
+        squares += gradients.at(p.spec.name).to(at::kDouble).square().sum().item<double>();
+      }
+      const double got = bench.optimizer.local_sum_of_squares().item<double>();
+      BOOST_TEST(std::abs(got - squares) <= 1e-12 * squares);
+    }
+}
+
+// Matrices are overwritten by their first contribution and added to by the others; vectors are always added
+// to, and do not change the answer of the matrices beside them.
+BOOST_AUTO_TEST_CASE(the_first_contribution_is_told_to_overwrite) {
+  using kernels::GradientWrite;
+  for (const int64_t zero_stage : {0, 2}) {
+    Bench bench(DType::F32, zero_stage);
+    const std::string p = "model.layers.1.self_attn.";
+    std::vector<int64_t> qkv;
+    for (const char* kind : {"weight", "bias"})
+      for (const char* name : {"q_proj.", "k_proj.", "v_proj."})
+        qkv.push_back(bench.store.index(p + name + kind));
+    const std::vector<int64_t> norm{bench.store.index("model.norm.weight")};
+    for (int step = 0; step < 2; ++step) {
+      bench.optimizer.begin_step(std::vector<int64_t>(bench.store.parameters().size(), 1), 1);
+      BOOST_TEST((bench.optimizer.before_gradient(qkv) == GradientWrite::Overwrite));
+      BOOST_TEST((bench.optimizer.before_gradient(qkv) == GradientWrite::Add));
+      BOOST_TEST((bench.optimizer.before_gradient(norm) == GradientWrite::Add));
+      BOOST_TEST(bench.store.at("model.norm.weight").main_grad.eq(0).all().item<bool>());
+      if (zero_stage == 2) break;  // whole buckets would stay
+    }
+  }
+}
+
+// A group of which one matrix already has a sum: the others are cleared, and all are added to.
+BOOST_AUTO_TEST_CASE(a_group_with_one_sum_is_added_to) {
+  Bench bench(DType::F32, 0);
+  const std::string p = "model.layers.0.mlp.";
+  const int64_t gate = bench.store.index(p + "gate_proj.weight"),
+                up = bench.store.index(p + "up_proj.weight");
+  for (const int64_t i : {gate, up}) bench.store.parameters()[static_cast<size_t>(i)].main_grad.fill_(7.0);
+  bench.optimizer.begin_step(std::vector<int64_t>(bench.store.parameters().size(), 1), 1);
+  BOOST_TEST((bench.optimizer.before_gradient({gate}) == kernels::GradientWrite::Overwrite));
+  BOOST_TEST((bench.optimizer.before_gradient({gate, up}) == kernels::GradientWrite::Add));
+  BOOST_TEST(bench.store.at(p + "up_proj.weight").main_grad.eq(0).all().item<bool>());
+  BOOST_TEST(bench.store.at(p + "gate_proj.weight").main_grad.eq(7.0).all().item<bool>());
 }
 
 BOOST_AUTO_TEST_CASE(padding_rows_stay_zero) {
