@@ -94,6 +94,10 @@ BOOST_DATA_TEST_CASE(the_weight_gradient_adds_to_bf16_with_one_rounding,
       rms_norm_backward_op(dy, x, w, rstd, got, {}, path);
       // 2^-20: fp32 sums of up to 70 rows, well above their error and far below bf16's.
       const Diff diff = compare(got, want, (0x1p-8 + 0x1p-20) * want.abs().max().item<double>());
+      BOOST_TEST(diff.ok(), diff);
+    }
+  }
+}
 
 // More rows than the blocks of the backward take at once, so that their rings of rows go round several times:
 // groups of 8 and of 64 lanes, of 256, and of more than half a block.
