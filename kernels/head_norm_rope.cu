@@ -223,9 +223,11 @@ void head_norm_rope_backward(const HeadNormRopeArgs& args, cudaStream_t stream) 
     kernel<<<grid_size("head_norm_rope", q_blocks + k_blocks), kThreads, kRingBytes, stream>>>(
         args, static_cast<int>(q_blocks));
     HEARTH_CUDA_CHECK(cudaGetLastError());
-    if (args.q.dw_accum) add_partial_rows({args.workspace, args.q.dw_accum, q_blocks, args.head_dim}, stream);
+    if (args.q.dw_accum)
+      add_partial_rows({args.workspace, args.q.dw_accum, q_blocks, args.head_dim, args.q.dw_dtype}, stream);
     if (args.k.dw_accum)
-      add_partial_rows({args.workspace + q_blocks * args.head_dim, args.k.dw_accum, k_blocks, args.head_dim},
+      add_partial_rows({args.workspace + q_blocks * args.head_dim, args.k.dw_accum, k_blocks, args.head_dim,
+                        args.k.dw_dtype},
                        stream);
   });
 }

@@ -28,8 +28,9 @@ struct HeadNormRopeTensor {
   // of x; may be dy with its strides.
   void* out;
   int64_t out_token_stride, out_head_stride;
-  float*
-      dw_accum;  // backward only: null, or [head_dim]: the weight gradient is added to it, in a fixed order
+  // Backward only: null, or [head_dim]: the weight gradient is added to it, in a fixed order.
+  void* dw_accum;
+  DType dw_dtype;  // of dw_accum: F32 or BF16
 };
 
 struct HeadNormRopeArgs {

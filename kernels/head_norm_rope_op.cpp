@@ -56,7 +56,8 @@ HeadNormRopeTensor tensor_args(const at::Tensor& x, const at::Tensor& weight, co
           .out = out.data_ptr(),
           .out_token_stride = out.stride(0),
           .out_head_stride = out.stride(1),
-          .dw_accum = dw_accum.defined() ? dw_accum.data_ptr<float>() : nullptr};
+          .dw_accum = dw_accum.defined() ? dw_accum.data_ptr() : nullptr,
+          .dw_dtype = dw_accum.defined() ? kernel_dtype(dw_accum) : DType::F32};
 }
 
 HeadNormRopeArgs common_args(const HeadNormRopeInput& in) {
@@ -143,7 +144,7 @@ void head_norm_rope_backward_op(const at::Tensor& dq_NHW, const at::Tensor& dk_N
   check_fp32_flat(kOp, "rstd of q", rstd.q, q.size(0) * q.size(1), q);
   check_fp32_flat(kOp, "rstd of k", rstd.k, k.size(0) * k.size(1), k);
   for (const at::Tensor& dw : {dq_weight_W, dk_weight_W})
-    if (dw.defined()) check_fp32_flat(kOp, "the weight gradient", dw, q.size(2), q);
+    if (dw.defined()) check_state(kOp, "the weight gradient", dw, q.size(2), q);
 #ifdef HEARTH_CUDA
   if (path == KernelPath::Fused && q.is_cuda()) {
     const CudaScope scope(q);

@@ -27,8 +27,8 @@ HeadNormRopeRstd head_norm_rope_forward_op(const HeadNormRopeInput& input, doubl
                                            at::Tensor& k_out, KernelPath path = KernelPath::Fused);
 
 // dq, dk: gradients of the forward's outputs. Writes the gradients of its inputs to dq_out and dk_out, each
-// of which may be dq or dk (in place), and adds those of the weights to dq_weight and dk_weight (fp32 [W];
-// undefined: not wanted).
+// of which may be dq or dk (in place), and adds those of the weights to dq_weight and dk_weight (fp32 or bf16
+// [W]; undefined: not wanted).
 void head_norm_rope_backward_op(const at::Tensor& dq_NHW, const at::Tensor& dk_NKW,
                                 const HeadNormRopeInput& input, const HeadNormRopeRstd& rstd,
                                 at::Tensor& dq_weight_W, at::Tensor& dk_weight_W, at::Tensor& dq_out,

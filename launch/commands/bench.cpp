@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "kernels/gemm_op.h"
+#include "kernels/bench/kernels_bench.h"
 #include "launch/build_info.h"
 #include "launch/command.h"
 #include "launch/commands/commands.h"
@@ -241,12 +241,29 @@ void add_bench_train(CLI::App& bench, CommandContext& context) {
   command->callback([options, &context] { run_bench_train(*options, context); });
 }
 
+void add_bench_kernels(CLI::App& bench, CommandContext& context) {
+  struct Options {
+    std::string filter;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = bench.add_subcommand(
+      "kernels", "Every kernel at training shapes: time, share of the copy rate, ratio to LibTorch's own");
+  command->add_option("FILTER", options->filter, "Only operations whose name contains this");
+  command->callback([options, &context] {
+    HEARTH_CHECK(context.job.control->world_size() == 1, Usage,
+                 "`hearth bench kernels` measures one GPU, on one rank, not on {}",
+                 context.job.control->world_size());
+    kernels::bench_kernels(options->filter);
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& parent, CommandContext& context) {
   CLI::App* bench = parent.add_subcommand("bench", "Measure this machine: training steps, kernels");
   bench->require_subcommand(1);
   add_bench_train(*bench, context);
+  add_bench_kernels(*bench, context);
 }
 
 }  // namespace hearth

@@ -133,6 +133,23 @@ BOOST_DATA_TEST_CASE(views_and_in_place_give_the_same_bits, bdata::make({64, 80,
   }
 }
 
+// The sums are fp32's; what is stored in bf16 is rounded once.
+BOOST_DATA_TEST_CASE(weight_gradients_add_to_bf16_with_one_rounding, bdata::make({64, 80, 128}), width) {
+  const HeadNormRopeInput in = random_input({33, 6, 2, width}, at::kBFloat16);
+  at::Tensor q = at::empty_like(in.q_NHW), k = at::empty_like(in.k_NKW);
+  const HeadNormRopeRstd rstd = head_norm_rope_forward_op(in, kEps, q, k);
+  const at::Tensor dq = random_tensor(q.sizes(), at::kBFloat16, 154),
+                   dk = random_tensor(k.sizes(), at::kBFloat16, 155);
+  const at::Tensor before = random_tensor({width}, at::kBFloat16, 156);
+  at::Tensor wide_q = before.to(at::kFloat), wide_k = wide_q.clone(), narrow_q = before.clone(),
+             narrow_k = before.clone();
+  at::Tensor dq_out = at::empty_like(dq), dk_out = at::empty_like(dk);
+  head_norm_rope_backward_op(dq, dk, in, rstd, wide_q, wide_k, dq_out, dk_out);
+  head_norm_rope_backward_op(dq, dk, in, rstd, narrow_q, narrow_k, dq_out, dk_out);
+  BOOST_TEST(bit_equal(narrow_q, wide_q.to(at::kBFloat16)));
+  BOOST_TEST(bit_equal(narrow_k, wide_k.to(at::kBFloat16)));
+}
+
 BOOST_AUTO_TEST_CASE(reference_backward_is_the_derivative_of_reference_forward) {
   const std::vector<double> x = random_values(2 * 3 * 4, 151), w = random_values(4, 152),
                             dy = random_values(2 * 3 * 4, 153), freq = {1.0, 0.01};

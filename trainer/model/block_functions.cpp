@@ -15,6 +15,7 @@
 #include "kernels/dropout_op.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
+#include "kernels/head_norm_rope_op.h"
 #include "kernels/rms_norm_op.h"
 #include "kernels/rope_op.h"
 #include "kernels/swiglu_op.h"
@@ -229,23 +230,17 @@ Tensor writable(Tensor gradient) {
   return alone ? gradient : gradient.clone();
 }
 
-// Normalises the rows of `section` [N, heads, W] in place; returns the rows before that, which backward
-// needs.
-struct HeadNorm {
-  Tensor input, rstd;
-};
-HeadNorm head_norm(Tensor section, const NormWeights& w) {
-  Tensor input = section.clone(at::MemoryFormat::Contiguous);
-  auto normed = kernels::rms_norm_forward_op(input, w.weight, w.eps);
-  section.copy_(normed.y);
-  return {std::move(input), std::move(normed.rstd)};
+// The rows of q and k as their norms take them, of what AttentionInputFn saved.
+kernels::HeadNormRopeInput head_norm_input(const Tensor& before, const BlockWeights& w,
+                                           const kernels::RopeTable& table, const Tensor& positions) {
+  const auto [q, k] = query_and_key(before, w);
+  return {q, k, w.q_norm.weight, w.k_norm.weight, table, positions};
 }
 
 struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
-  // Saves x, rstd and, with qk_norm, the q and k rows before their norm; the normalised x only without
-  // recompute.
-  // The input is an output too: what the residual stream's gradient is then arrives here, where the norm's
-  // backward adds it, instead of in an addition of its own.
+  // Saves x, rstd and, with qk_norm, q and k as they were before their norms; the normalised x only without
+  // recompute. The input is an output too: what the residual stream's gradient is then arrives here, where
+  // the norm's backward adds it, instead of in an addition of its own.
   static variable_list forward(AutogradContext* ctx, const Tensor& x_nD, const BlockWeights* w,
                                const RopeInput& rope, const DropoutKeys& keys) {
     w->context->before_forward(w->unit);
@@ -253,15 +248,17 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv, keys);
     qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
     auto [q, k] = query_and_key(qkv, *w);
-    HeadNorm q_norm, k_norm;
+    Tensor before;
+    kernels::HeadNormRopeRstd rstd;
     if (w->q_norm.weight.defined()) {
-      q_norm = head_norm(q, w->q_norm);
-      k_norm = head_norm(k, w->k_norm);
+      before = qkv.narrow(1, 0, w->num_heads + w->num_kv_heads).clone(at::MemoryFormat::Contiguous);
+      rstd = kernels::head_norm_rope_forward_op(head_norm_input(before, *w, rope.table, rope.positions),
+                                                w->q_norm.eps, q, k);
+    } else {
+      kernels::rope_out_op(q, k, rope.table, rope.positions, kernels::RopeDirection::Forward, q, k);
     }
-    kernels::rope_out_op(q, k, rope.table, rope.positions, kernels::RopeDirection::Forward, q, k);
-    ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, q_norm.input,
-                            k_norm.input, q_norm.rstd, k_norm.rstd, rope.table.cos_PD2, rope.table.sin_PD2,
-                            rope.positions, keys.rows_N});
+    ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, before, rstd.q,
+                            rstd.k, rope.table.cos_PD2, rope.table.sin_PD2, rope.positions, keys.rows_N});
     keep_pointer(ctx, "w", w);
     return {qkv, x_nD};
   }
@@ -273,14 +270,21 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     const Tensor &x = saved[0], &rstd = saved[1];
     const Tensor d_qkv = writable(std::move(grads[0]));
     auto [dq, dk] = query_and_key(d_qkv, *w);
-    kernels::rope_out_op(dq, dk, {saved[7], saved[8]}, saved[9], kernels::RopeDirection::Backward, dq, dk);
+    const kernels::RopeTable table{saved[6], saved[7]};
     if (w->q_norm.weight.defined()) {
-      dq.copy_(norm_backward(dq, saved[3], saved[5], w->q_norm, context).dx);
-      dk.copy_(norm_backward(dk, saved[4], saved[6], w->k_norm, context).dx);
+      Tensor q_grad = w->q_norm.main_grad, k_grad = w->k_norm.main_grad;
+      for (const NormWeights* norm : {&w->q_norm, &w->k_norm})
+        if (norm->main_grad.defined()) context.events->before_gradient(norm->parameters);
+      kernels::head_norm_rope_backward_op(dq, dk, head_norm_input(saved[3], *w, table, saved[8]),
+                                          {saved[4], saved[5]}, q_grad, k_grad, dq, dk);
+      for (const NormWeights* norm : {&w->q_norm, &w->k_norm})
+        if (norm->main_grad.defined()) context.events->gradient_ready(norm->parameters);
+    } else {
+      kernels::rope_out_op(dq, dk, table, saved[8], kernels::RopeDirection::Backward, dq, dk);
     }
     const Tensor residual_grad = grads[1].defined() ? grads[1].contiguous() : Tensor();
     const Tensor dx = normed_linear_backward(d_qkv.view({d_qkv.size(0), -1}), x, rstd, saved[2],
-                                             w->input_norm, w->qkv, {saved[10]}, context, residual_grad);
+                                             w->input_norm, w->qkv, {saved[9]}, context, residual_grad);
     context.events->after_use(w->unit, UsePhase::Backward);
     return {dx, Tensor(), Tensor(), Tensor()};
   }

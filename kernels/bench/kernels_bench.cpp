@@ -1,7 +1,10 @@
-// Times every kernel family at training shapes on one GPU and prints one table: median time, rate, share of
-// the measured copy bandwidth (memory-bound operations), and the ratio to what ATen offers for the same work.
-// Usage: kernels_bench [FILTER]. Random data; several input sets in rotation so that the L2 cache does not
-// serve them; medians of CUDA events. A tool, not a test: it asserts nothing.
+// Random data; several input sets in rotation so that the L2 cache does not serve them; medians of CUDA
+// events. A tool, not a test: it asserts nothing.
+#include "kernels/bench/kernels_bench.h"
+
+#include "base/error.h"
+
+#ifdef HEARTH_CUDA
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -626,18 +629,26 @@ void run(const std::string& filter) {
 }
 
 }  // namespace
+
+namespace kernels {
+
+void bench_kernels(const std::string& filter) {
+  HEARTH_CHECK(at::detail::getCUDAHooks().deviceCount() > 0, Cuda,
+               "hearth bench kernels: no CUDA device on this machine");
+  run(filter);
+}
+
+}  // namespace kernels
 }  // namespace hearth
 
-int main(int argc, char** argv) {
-  if (at::detail::getCUDAHooks().deviceCount() == 0) {
-    fmt::print(stderr, "kernels_bench: no CUDA device on this machine\n");
-    return 1;
-  }
-  try {
-    hearth::run(argc > 1 ? argv[1] : "");
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "kernels_bench: {}\n", error.what());
-    return 1;
-  }
-  return 0;
+#else
+
+namespace hearth::kernels {
+
+void bench_kernels(const std::string&) {
+  fail(ErrorKind::Cuda, "hearth bench kernels: this program was built without CUDA");
 }
+
+}  // namespace hearth::kernels
+
+#endif
