@@ -221,9 +221,8 @@ struct GemmContext::Impl {
 
   cublasStatus_t multiply(const Plan& p, const cublasLtMatmulAlgo_t& algorithm, const GemmArgs& a, void* d,
                           cudaStream_t stream) const {
-    const float alpha = 1.0f;
-    return cublasLtMatmul(handle, p.operation.get(), &alpha, a.b, p.first.get(), a.a, p.second.get(), &a.beta,
-                          a.c ? a.c : a.d, p.out.get(), d, p.out.get(), &algorithm, workspace,
+    return cublasLtMatmul(handle, p.operation.get(), &a.alpha, a.b, p.first.get(), a.a, p.second.get(),
+                          &a.beta, a.c ? a.c : a.d, p.out.get(), d, p.out.get(), &algorithm, workspace,
                           kWorkspaceBytes, stream);
   }
   bool restore(Plan& plan, const GemmArgs& args) const;

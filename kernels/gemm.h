@@ -18,8 +18,8 @@ namespace hearth::kernels {
 
 enum class Transpose { No, Yes };
 
-// d [m, n] = op(a) [m, k] x op(b) [k, n] + beta * c, all row-major, rows contiguous; op(x) = x, or the
-// transpose of the stored matrix. c is d itself, or another matrix of d's type and stride (a residual).
+// d [m, n] = alpha * op(a) [m, k] x op(b) [k, n] + beta * c, all row-major, rows contiguous; op(x) = x, or
+// the transpose of the stored matrix. c is d itself, or another matrix of d's type and stride (a residual).
 // Operands fp32 or bf16, sums in fp32 with TF32 off, d in d_dtype.
 struct GemmArgs {
   DType operand_dtype;  // F32 or BF16, of a and b
@@ -34,7 +34,8 @@ struct GemmArgs {
   // Elements from one stored row to the next; 0: the rows lie back to back.
   int64_t a_stride = 0, b_stride = 0, d_stride = 0;
   const void* c = nullptr;  // null: d. Read only where beta is not 0
-  bool tune = false;        // may take another algorithm than the heuristic's first
+  float alpha = 1.0f;
+  bool tune = false;  // may take another algorithm than the heuristic's first
 };
 
 // One per device and stream: products on one context share the workspace, so they must be ordered by that

@@ -96,7 +96,8 @@ at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at
   return y_NM;
 }
 
-at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK, at::Tensor dx_NK) {
+at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK, at::Tensor dx_NK,
+                               GradientWrite write) {
   if (!dx_NK.defined()) dx_NK = at::empty({dy_NM.size(0), w_MK.size(1)}, dy_NM.options());
   const GemmArgs args{.operand_dtype = kernel_dtype(dy_NM),
                       .d_dtype = kernel_dtype(dy_NM),
@@ -109,8 +110,8 @@ at::Tensor backward_input_cuda(const at::Tensor& dy_NM, const at::Tensor& w_MK, 
                       .b = w_MK.const_data_ptr(),
                       .d = dx_NK.data_ptr(),
                       .bias = nullptr,
-                      .beta = 0.0f};
-  if (is_empty(args)) return dx_NK.zero_();
+                      .beta = static_cast<float>(beta_of(write))};
+  if (is_empty(args)) return write == GradientWrite::Add ? dx_NK : dx_NK.zero_();
   run_gemm(args, dy_NM);
   return dx_NK;
 }
@@ -190,8 +191,9 @@ at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, con
 }
 
 at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK, KernelPath path,
-                                    const at::Tensor& out_NK) {
+                                    const at::Tensor& out_NK, GradientWrite write) {
   constexpr const char* kOp = "linear_backward_input";
+  HEARTH_REQUIRE(out_NK.defined() || write == GradientWrite::Overwrite, "{}: nothing to add to", kOp);
   check_activation(kOp, "dy", dy_NM, 2);
   check_matrix(kOp, "dy", dy_NM, dy_NM);
   check_matrix(kOp, "w", w_MK, dy_NM);
@@ -203,12 +205,12 @@ at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w
                    "{}: out must be [{}, {}], got {}", kOp, dy_NM.size(0), w_MK.size(1), describe(out_NK));
   }
 #ifdef HEARTH_CUDA
-  if (path == KernelPath::Fused && dy_NM.is_cuda()) return backward_input_cuda(dy_NM, w_MK, out_NK);
+  if (path == KernelPath::Fused && dy_NM.is_cuda()) return backward_input_cuda(dy_NM, w_MK, out_NK, write);
 #endif
   static_cast<void>(path);
   if (!out_NK.defined()) return at::mm(dy_NM, w_MK);
   at::Tensor out = out_NK;
-  return at::mm_out(out, dy_NM, w_MK);
+  return out.addmm_(dy_NM, w_MK, beta_of(write));
 }
 
 void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
@@ -240,7 +242,8 @@ void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, 
 }
 
 void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, const at::Tensor& b,
-                          MatmulTranspose b_transpose, at::Tensor d, GradientWrite write, KernelPath path) {
+                          MatmulTranspose b_transpose, at::Tensor d, GradientWrite write, double scale,
+                          KernelPath path) {
   constexpr const char* kOp = "matmul_accumulate";
   check_activation(kOp, "a", a, 2);
   check_activation(kOp, "b", b, 2);
@@ -269,7 +272,8 @@ void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, cons
                         .beta = static_cast<float>(beta_of(write)),
                         .a_stride = a.stride(0),
                         .b_stride = b.stride(0),
-                        .d_stride = d.stride(0)};
+                        .d_stride = d.stride(0),
+                        .alpha = static_cast<float>(scale)};
     if (!is_empty(args)) return run_gemm(args, a);
   }
 #endif
@@ -278,7 +282,7 @@ void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, cons
     const at::Tensor wide = x.to(d.scalar_type());
     return transpose ? wide.t() : wide;
   };
-  d.addmm_(operand(a, a_t), operand(b, b_t), beta_of(write));
+  d.addmm_(operand(a, a_t), operand(b, b_t), beta_of(write), scale);
 }
 
 }  // namespace hearth::kernels

@@ -22,9 +22,10 @@ void keep_gemm_plans(std::unique_ptr<GemmPlanFile> file);
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},
                              KernelPath path = KernelPath::Fused, const at::Tensor& residual_NM = {});
 
-// Returns dx = dy W, [N, K]; written to `out` where it is given.
+// Returns dx = dy W, [N, K]; written to `out` where it is given, or added to it.
 at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK,
-                                    KernelPath path = KernelPath::Fused, const at::Tensor& out_NK = {});
+                                    KernelPath path = KernelPath::Fused, const at::Tensor& out_NK = {},
+                                    GradientWrite write = GradientWrite::Overwrite);
 
 // dw_accum [M, K] += dy^T x, or = where it is to be overwritten; where db_accum is not null, *db_accum [M] +=
 // column sums of dy. Both are contiguous, fp32 or the dtype of dy: summed in fp32, rounded once a call.
@@ -32,12 +33,12 @@ void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, 
                                at::Tensor* db_accum_M = nullptr, GradientWrite write = GradientWrite::Add,
                                KernelPath path = KernelPath::Fused);
 
-// d += op(a) op(b), or = where d is to be overwritten; op transposes or not. 2-D, last dimension contiguous,
-// rows any distance apart: parts of wider matrices, as low-rank adapters of fused projections need. a and b
-// have one dtype, fp32 or bf16; d has theirs, or fp32. Sums in fp32.
+// d += scale op(a) op(b), or = where d is to be overwritten; op transposes or not. 2-D, last dimension
+// contiguous, rows any distance apart: parts of wider matrices, as low-rank adapters of fused projections
+// need. a and b have one dtype, fp32 or bf16; d has theirs, or fp32. Sums in fp32.
 enum class MatmulTranspose { No, Yes };
 void matmul_accumulate_op(const at::Tensor& a, MatmulTranspose a_transpose, const at::Tensor& b,
                           MatmulTranspose b_transpose, at::Tensor d, GradientWrite write = GradientWrite::Add,
-                          KernelPath path = KernelPath::Fused);
+                          double scale = 1.0, KernelPath path = KernelPath::Fused);
 
 }  // namespace hearth::kernels

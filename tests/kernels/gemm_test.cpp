@@ -96,7 +96,7 @@ BOOST_DATA_TEST_CASE(the_first_contribution_overwrites,
         linear_backward_weight_op(dy, x, want, nullptr, GradientWrite::Add, path);
         linear_backward_weight_op(dy, x, got, nullptr, GradientWrite::Overwrite, path);
         matmul_accumulate_op(dy, MatmulTranspose::Yes, x, MatmulTranspose::No, again,
-                             GradientWrite::Overwrite, path);
+                             GradientWrite::Overwrite, /*scale=*/1.0, path);
         // cuBLASLt may take another algorithm where it does not read: fp32 sums in another order, one
         // rounding.
         const double ulp = sum_dtype == at::kFloat ? 0x1p-24 * static_cast<double>(rows + 1) : 0x1p-7;
@@ -123,12 +123,13 @@ BOOST_DATA_TEST_CASE(parts_of_wider_matrices_multiply_and_add,
           const at::Tensor wide = random_tensor({rows, outputs + 16}, at::kFloat, 133).to(d_dtype);
           const at::Tensor a64 = (a_t ? a.t() : a).cpu().to(at::kDouble),
                            b64 = (b_t ? b.t() : b).cpu().to(at::kDouble);
-          const at::Tensor want = wide.narrow(1, 8, outputs).cpu().to(at::kDouble).add(a64.mm(b64));
+          const at::Tensor want =
+              wide.narrow(1, 8, outputs).cpu().to(at::kDouble).add(a64.mm(b64), /*alpha=*/0.75);
           for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain}) {
             const at::Tensor got = wide.clone();
             matmul_accumulate_op(a, a_t ? MatmulTranspose::Yes : MatmulTranspose::No, b,
                                  b_t ? MatmulTranspose::Yes : MatmulTranspose::No, got.narrow(1, 8, outputs),
-                                 GradientWrite::Add, path);
+                                 GradientWrite::Add, /*scale=*/0.75, path);
             // Sums in fp32, then one rounding to the result's type (two on the plain bf16 path).
             const double ulp = d_dtype == at::kFloat ? 0x1p-24 * (inner + 2) : 0x1p-7;
             const Diff diff = compare(got.narrow(1, 8, outputs), want, ulp * want.abs().max().item<double>());
@@ -138,6 +139,39 @@ BOOST_DATA_TEST_CASE(parts_of_wider_matrices_multiply_and_add,
           }
         }
   });
+}
+
+// What is added inside the product, by itself and with a bias, is added before the one rounding; the fifth
+// product of a shape is one that was timed with other algorithms where there are any.
+BOOST_DATA_TEST_CASE(residuals_are_added_inside_the_product,
+                     bdata::make({1, 5, 129}) * bdata::make({8, 200}) * bdata::make({8, 65}), rows, inputs,
+                     outputs) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const KernelPath path : {KernelPath::Fused, KernelPath::Plain})
+      for (int repeat = 0; repeat < 5; ++repeat) {
+        const auto seed = static_cast<uint64_t>(200 + 10 * repeat);
+        const at::Tensor x = random_tensor({rows, inputs}, dtype, seed),
+                         w = random_tensor({outputs, inputs}, dtype, seed + 1),
+                         bias = random_tensor({outputs}, dtype, seed + 2),
+                         dy = random_tensor({rows, outputs}, dtype, seed + 3),
+                         residual = random_tensor({rows, outputs}, dtype, seed + 4),
+                         before = random_tensor({rows, inputs}, dtype, seed + 5);
+        const auto wide = [](const at::Tensor& tensor) { return tensor.cpu().to(at::kDouble); };
+        // As above; the bf16 path of ATen rounds the sum with the residual and that with the bias.
+        const double ulp = dtype == at::kFloat ? 0x1p-24 * static_cast<double>(inputs + outputs + 2) : 0x1p-7;
+        const auto check = [&](const at::Tensor& got, const at::Tensor& want) {
+          const Diff diff = compare(got, want, ulp * want.abs().max().item<double>());
+          BOOST_TEST(diff.ok(), diff);
+        };
+        const at::Tensor product = wide(x).mm(wide(w).t()).add(wide(residual));
+        check(linear_forward_op(x, w, {}, path, residual), product);
+        check(linear_forward_op(x, w, bias, path, residual), product.add(wide(bias)));
+        const at::Tensor into = at::empty_like(before).fill_(std::nan("")), onto = before.clone();
+        linear_backward_input_op(dy, w, path, into);
+        linear_backward_input_op(dy, w, path, onto, GradientWrite::Add);
+        check(into, wide(dy).mm(wide(w)));
+        check(onto, wide(dy).mm(wide(w)).add(wide(before)));
+      }
 }
 
 BOOST_AUTO_TEST_CASE(repeats_give_the_same_bits) {

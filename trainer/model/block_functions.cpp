@@ -51,7 +51,10 @@ Tensor lora_input(const Tensor& x, const LoraWeights& w, const DropoutKeys& keys
 }
 // scale x A^T, [N, R], of lora_input().
 Tensor lora_hidden(const Tensor& x, const LoraWeights& w) {
-  return kernels::linear_forward_op(x, w.a).mul_(w.scale);
+  Tensor h = at::empty({x.size(0), w.a.size(0)}, x.options());
+  matmul_accumulate_op(x, MatmulTranspose::No, w.a, MatmulTranspose::Yes, h, GradientWrite::Overwrite,
+                       w.scale);
+  return h;
 }
 // A part's columns of [N, R], and of [N, out].
 Tensor hidden_of(const Tensor& h, size_t part, const LoraWeights& w) {
@@ -60,75 +63,109 @@ Tensor hidden_of(const Tensor& h, size_t part, const LoraWeights& w) {
 Tensor outputs_of(const Tensor& y, const LoraWeights::Part& part) {
   return y.narrow(1, part.first_row, part.b.size(0));
 }
+// y_p = h_p B_p^T, or added to it, in the columns of every part.
+void lora_outputs(const Tensor& h, const LoraWeights& w, const Tensor& y, GradientWrite write) {
+  for (size_t p = 0; p < w.parts.size(); ++p)
+    matmul_accumulate_op(hidden_of(h, p, w), MatmulTranspose::No, w.parts[p].b, MatmulTranspose::Yes,
+                         outputs_of(y, w.parts[p]), write);
+}
 
-Tensor linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys, const Tensor& residual = {}) {
-  Tensor y = kernels::linear_forward_op(x, w.weight, w.bias, kernels::KernelPath::Fused, residual);
-  if (!w.lora) return y;
-  const Tensor h = lora_hidden(lora_input(x, *w.lora, keys), *w.lora);
-  for (size_t p = 0; p < w.lora->parts.size(); ++p)
-    matmul_accumulate_op(hidden_of(h, p, *w.lora), MatmulTranspose::No, w.lora->parts[p].b,
-                         MatmulTranspose::Yes, outputs_of(y, w.lora->parts[p]));
-  return y;
+bool every_output_has_an_adapter(const LinearWeights& w) {
+  int64_t rows = 0;
+  for (const auto& part : w.lora->parts) rows += part.b.size(0);
+  return rows == w.weight.size(0);
+}
+
+struct LinearOutput {
+  Tensor y;
+  Tensor hidden;  // lora_hidden(), a few columns, which backward needs again; undefined without adapters
+};
+// x W^T + b + residual + the adapters'. Their thin products come first and the wide one adds them in its own
+// pass: a pass over the outputs less than the other way round.
+LinearOutput linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys,
+                    const Tensor& residual = {}) {
+  constexpr auto kFused = kernels::KernelPath::Fused;
+  if (!w.lora) return {kernels::linear_forward_op(x, w.weight, w.bias, kFused, residual), {}};
+  const LoraWeights& lora = *w.lora;
+  const Tensor h = lora_hidden(lora_input(x, lora, keys), lora);
+  if (!every_output_has_an_adapter(w)) {
+    const Tensor y = kernels::linear_forward_op(x, w.weight, w.bias, kFused, residual);
+    lora_outputs(h, lora, y, GradientWrite::Add);
+    return {y, h};
+  }
+  Tensor thin;
+  if (residual.defined() && lora.parts.size() == 1) {
+    thin = kernels::linear_forward_op(h, lora.parts[0].b, {}, kFused, residual);
+  } else {
+    thin = at::empty({x.size(0), w.weight.size(0)}, x.options());
+    lora_outputs(h, lora, thin, GradientWrite::Overwrite);
+    if (residual.defined()) thin.add_(residual);
+  }
+  if (w.bias.defined()) return {kernels::linear_forward_op(x, w.weight, w.bias, kFused, thin), h};
+  matmul_accumulate_op(x, MatmulTranspose::No, w.weight, MatmulTranspose::Yes, thin);
+  return {thin, h};
 }
 
 // residual + the sum over the group of the ranks' products. Alone the product itself adds the residual;
 // otherwise, and for the bias, it comes once, behind the sum.
-Tensor row_linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys, const Tensor& residual,
-                  const RowCollectives& rows, const char* site) {
+LinearOutput row_linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys,
+                        const Tensor& residual, const RowCollectives& rows, const char* site) {
   if (rows.size() == 1) return linear(x, w, keys, residual);
   LinearWeights matrix = w;
   matrix.bias.reset();
-  Tensor out = rows.sum(linear(x, matrix, keys), site).wait();
+  const auto [mine, hidden] = linear(x, matrix, keys);
+  Tensor out = rows.sum(mine, site).wait();
   if (w.bias.defined()) out.add_(w.bias);
-  return out.add_(residual);
+  return {out.add_(residual), hidden};
 }
 
-// Gradient of lora_hidden() before the scale: scale dy_p B_p, [N, R].
-Tensor lora_hidden_gradient(const Tensor& dy, const LoraWeights& w) {
-  Tensor dh = at::zeros({dy.size(0), w.a.size(0)}, dy.options());
-  for (size_t p = 0; p < w.parts.size(); ++p)
-    matmul_accumulate_op(outputs_of(dy, w.parts[p]), MatmulTranspose::No, w.parts[p].b, MatmulTranspose::No,
-                         hidden_of(dh, p, w));
-  return dh.mul_(w.scale);
+// What the gradients of a linear with adapters need besides; undefined without.
+struct AdapterPass {
+  Tensor hidden;           // LinearOutput::hidden
+  Tensor hidden_gradient;  // of lora_hidden() before the scale: scale dy_p B_p, [N, R]
+  DropoutKeys keys;
+};
+AdapterPass adapter_pass(const Tensor& dy, const LinearWeights& w, const Tensor& hidden,
+                         const DropoutKeys& keys) {
+  if (!w.lora) return {};
+  AdapterPass pass{hidden, at::empty({dy.size(0), w.lora->a.size(0)}, dy.options()), keys};
+  for (size_t p = 0; p < w.lora->parts.size(); ++p)
+    matmul_accumulate_op(outputs_of(dy, w.lora->parts[p]), MatmulTranspose::No, w.lora->parts[p].b,
+                         MatmulTranspose::No, hidden_of(pass.hidden_gradient, p, *w.lora),
+                         GradientWrite::Overwrite, w.lora->scale);
+  return pass;
 }
 
-// What both gradients of a linear with adapters need of its output's gradient: undefined without adapters.
-Tensor adapter_gradient(const Tensor& dy, const LinearWeights& w) {
-  return w.lora ? lora_hidden_gradient(dy, *w.lora) : Tensor();
-}
-
-// `dh`: adapter_gradient(dy, w).
-Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w, const Tensor& dh,
-                             const DropoutKeys& keys) {
+Tensor linear_input_gradient(const Tensor& dy, const LinearWeights& w, const AdapterPass& pass) {
+  if (!w.lora) return kernels::linear_backward_input_op(dy, w.weight);
+  Tensor thin = at::empty({dy.size(0), w.weight.size(1)}, dy.options());
+  matmul_accumulate_op(pass.hidden_gradient, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, thin,
+                       GradientWrite::Overwrite);
+  if (!drops(*w.lora, pass.keys))
+    return kernels::linear_backward_input_op(dy, w.weight, kernels::KernelPath::Fused, thin,
+                                             GradientWrite::Add);
   Tensor dx = kernels::linear_backward_input_op(dy, w.weight);
-  if (!w.lora) return dx;
-  if (!drops(*w.lora, keys)) {
-    matmul_accumulate_op(dh, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, dx);
-    return dx;
-  }
-  Tensor through_adapters = at::zeros_like(dx);
-  matmul_accumulate_op(dh, MatmulTranspose::No, w.lora->a, MatmulTranspose::No, through_adapters);
-  kernels::dropout_accumulate_op(through_adapters, keys.rows_N, *w.lora->dropout, dx);
+  kernels::dropout_accumulate_op(thin, pass.keys.rows_N, *w.lora->dropout, dx);
   return dx;
 }
 
-void accumulate_lora_gradient(const Tensor& dy, const Tensor& x_in, const LoraWeights& w, const Tensor& dh,
-                              const DropoutKeys& keys, const ModelContext& context) {
-  const Tensor x = lora_input(x_in, w, keys), h = lora_hidden(x, w);
+void accumulate_lora_gradient(const Tensor& dy, const Tensor& x, const LoraWeights& w,
+                              const AdapterPass& pass, const ModelContext& context) {
   Tensor a_grad = w.a_grad;
   const GradientWrite write = context.events->before_gradient(w.parameters);
-  kernels::linear_backward_weight_op(dh, x, a_grad, /*db_accum_M=*/nullptr, write);
+  kernels::linear_backward_weight_op(pass.hidden_gradient, lora_input(x, w, pass.keys), a_grad,
+                                     /*db_accum_M=*/nullptr, write);
   for (size_t p = 0; p < w.parts.size(); ++p)
-    matmul_accumulate_op(outputs_of(dy, w.parts[p]), MatmulTranspose::Yes, hidden_of(h, p, w),
+    matmul_accumulate_op(outputs_of(dy, w.parts[p]), MatmulTranspose::Yes, hidden_of(pass.hidden, p, w),
                          MatmulTranspose::No, w.parts[p].b_grad, write);
   context.events->gradient_ready(w.parameters);
 }
 
 // `own_dy`: the rows whose sum is the bias's gradient, where those are not all rows.
-void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w, const Tensor& dh,
-                                const DropoutKeys& keys, const ModelContext& context,
+void accumulate_weight_gradient(const Tensor& dy, const Tensor& x, const LinearWeights& w,
+                                const AdapterPass& pass, const ModelContext& context,
                                 const Tensor& own_dy = {}) {
-  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, dh, keys, context);
+  if (w.lora) accumulate_lora_gradient(dy, x, *w.lora, pass, context);
   if (!w.main_grad.defined()) return;
   Tensor main_grad = w.main_grad, bias_grad = w.bias_grad;
   const GradientWrite write = context.events->before_gradient(w.parameters);
@@ -174,20 +211,18 @@ NormGradient norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd
 // again for the weight gradient (cheaper than keeping all rows: Korthikanti et al. 2022) while the input
 // gradient is computed; that one crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
-                              const DropoutKeys& keys, const ModelContext& context) {
-  const Tensor dh = adapter_gradient(dy, w);
+                              const AdapterPass& pass, const ModelContext& context) {
   if (!w.main_grad.defined() && !w.lora)
-    return context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx").wait();
+    return context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx").wait();
   if (context.deferred != nullptr) {
-    context.deferred->push([normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
-                           [dy, dh, keys, &w, &context](const Tensor& x) {
-                             accumulate_weight_gradient(dy, x, w, dh, keys, context);
-                           });
-    return context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx").wait();
+    context.deferred->push(
+        [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
+        [dy, pass, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, pass, context); });
+    return context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx").wait();
   }
   PendingRows x = context.rows.gather(normed, "tp.column.x");
-  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w, dh, keys), "tp.column.dx");
-  accumulate_weight_gradient(dy, x.wait(), w, dh, keys, context);
+  PendingRows dx = context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx");
+  accumulate_weight_gradient(dy, x.wait(), w, pass, context);
   return dx.wait();
 }
 
@@ -195,22 +230,21 @@ Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const Line
 // `kept`: the norm's output, undefined where it is rebuilt: with a group of ranks before it is gathered,
 // alone by the norm's backward itself, which reads what that takes anyway.
 Tensor normed_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& kept,
-                              const NormWeights& norm, const LinearWeights& w, const DropoutKeys& keys,
+                              const NormWeights& norm, const LinearWeights& w, const AdapterPass& pass,
                               const ModelContext& context, const Tensor& residual_grad) {
   if (context.rows.size() > 1) {
     const Tensor normed = kept.defined() ? kept : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
-    return norm_backward(column_linear_backward(dy, normed, w, keys, context), x, rstd, norm, context,
+    return norm_backward(column_linear_backward(dy, normed, w, pass, context), x, rstd, norm, context,
                          residual_grad)
         .dx;
   }
-  const Tensor dh = adapter_gradient(dy, w);
   const bool trains = w.main_grad.defined() || w.lora;
   const auto output = trains && !kept.defined() ? NormOutput::Rebuilt : NormOutput::NotNeeded;
   const auto gradient =
-      norm_backward(linear_input_gradient(dy, w, dh, keys), x, rstd, norm, context, residual_grad, output);
+      norm_backward(linear_input_gradient(dy, w, pass), x, rstd, norm, context, residual_grad, output);
   if (trains)
-    now_or_later(context, [dy, normed = kept.defined() ? kept : gradient.y, dh, keys, &w, &context] {
-      accumulate_weight_gradient(dy, normed, w, dh, keys, context);
+    now_or_later(context, [dy, normed = kept.defined() ? kept : gradient.y, pass, &w, &context] {
+      accumulate_weight_gradient(dy, normed, w, pass, context);
     });
   return gradient.dx;
 }
@@ -245,7 +279,7 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
                                const RopeInput& rope, const DropoutKeys& keys) {
     w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
-    Tensor qkv = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv, keys);
+    auto [qkv, hidden] = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv, keys);
     qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
     auto [q, k] = query_and_key(qkv, *w);
     Tensor before;
@@ -258,7 +292,8 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
       kernels::rope_out_op(q, k, rope.table, rope.positions, kernels::RopeDirection::Forward, q, k);
     }
     ctx->save_for_backward({x_nD, normed.rstd, w->recompute.norm ? Tensor() : normed.y, before, rstd.q,
-                            rstd.k, rope.table.cos_PD2, rope.table.sin_PD2, rope.positions, keys.rows_N});
+                            rstd.k, rope.table.cos_PD2, rope.table.sin_PD2, rope.positions, keys.rows_N,
+                            hidden});
     keep_pointer(ctx, "w", w);
     return {qkv, x_nD};
   }
@@ -283,8 +318,10 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
       kernels::rope_out_op(dq, dk, table, saved[8], kernels::RopeDirection::Backward, dq, dk);
     }
     const Tensor residual_grad = grads[1].defined() ? grads[1].contiguous() : Tensor();
-    const Tensor dx = normed_linear_backward(d_qkv.view({d_qkv.size(0), -1}), x, rstd, saved[2],
-                                             w->input_norm, w->qkv, {saved[9]}, context, residual_grad);
+    const Tensor dy = d_qkv.view({d_qkv.size(0), -1});
+    const Tensor dx =
+        normed_linear_backward(dy, x, rstd, saved[2], w->input_norm, w->qkv,
+                               adapter_pass(dy, w->qkv, saved[10], {saved[9]}), context, residual_grad);
     context.events->after_use(w->unit, UsePhase::Backward);
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -293,10 +330,11 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
 struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
   static Tensor forward(AutogradContext* ctx, const Tensor& context_NE, const Tensor& residual_nD,
                         const BlockWeights* w, const DropoutKeys& keys) {
-    ctx->save_for_backward({context_NE, keys.rows_N});
+    auto [out, hidden] = row_linear(context_NE, w->attention_output, keys, residual_nD, w->context->rows,
+                                    "tp.attention_output.y");
+    ctx->save_for_backward({context_NE, keys.rows_N, hidden});
     keep_pointer(ctx, "w", w);
-    return row_linear(context_NE, w->attention_output, keys, residual_nD, w->context->rows,
-                      "tp.attention_output.y");
+    return out;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
@@ -304,12 +342,11 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const ModelContext& context = *w->context;
     const Tensor dy = grads[0].contiguous(), input = saved[0];
     const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
-    const Tensor dh = adapter_gradient(dy_all, w->attention_output);
-    const DropoutKeys keys{saved[1]};
-    now_or_later(context, [dy, dy_all, dh, keys, input, w, &context] {
-      accumulate_weight_gradient(dy_all, input, w->attention_output, dh, keys, context, dy);
+    const AdapterPass pass = adapter_pass(dy_all, w->attention_output, saved[2], {saved[1]});
+    now_or_later(context, [dy, dy_all, pass, input, w, &context] {
+      accumulate_weight_gradient(dy_all, input, w->attention_output, pass, context, dy);
     });
-    return {linear_input_gradient(dy_all, w->attention_output, dh, keys), dy, Tensor(), Tensor()};
+    return {linear_input_gradient(dy_all, w->attention_output, pass), dy, Tensor(), Tensor()};
   }
 };
 
@@ -319,14 +356,16 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const ModelContext& context = *w->context;
     auto normed =
         kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const Tensor gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
-    const Tensor activated = kernels::swiglu_forward_op(gate_up);
-    ctx->save_for_backward({x_nD, normed.rstd, gate_up, w->recompute.norm ? Tensor() : normed.y,
-                            w->recompute.swiglu ? Tensor() : activated, keys.rows_N});
+    const LinearOutput gate_up =
+        linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
+    const Tensor activated = kernels::swiglu_forward_op(gate_up.y);
+    const LinearOutput down = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
+    ctx->save_for_backward({x_nD, normed.rstd, gate_up.y, w->recompute.norm ? Tensor() : normed.y,
+                            w->recompute.swiglu ? Tensor() : activated, keys.rows_N, gate_up.hidden,
+                            down.hidden});
     keep_pointer(ctx, "w", w);
-    Tensor out = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
     context.after_forward(w->unit);
-    return out;
+    return down.y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
@@ -336,18 +375,19 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const auto& norm = w->post_attention_norm;
     const Tensor dy = grads[0].contiguous();
     const Tensor dy_all = context.rows.gather(dy, "tp.down.dy").wait();
-    const Tensor dh = adapter_gradient(dy_all, w->down);
     const DropoutKeys keys{saved[5]};
+    const AdapterPass pass = adapter_pass(dy_all, w->down, saved[7], keys);
     // In place: gate and up are not needed again, and the activation, where it is rebuilt, takes its
     // gradient's memory.
-    Tensor d_activated = linear_input_gradient(dy_all, w->down, dh, keys), d_gate_up = saved[2];
+    Tensor d_activated = linear_input_gradient(dy_all, w->down, pass), d_gate_up = saved[2];
     const Tensor activated = saved[4].defined() ? saved[4] : d_activated;
     kernels::swiglu_backward_out_op(d_activated, saved[2], d_gate_up,
                                     saved[4].defined() ? Tensor() : activated);
-    now_or_later(context, [dy_all, dh, keys, activated, w, &context] {
-      accumulate_weight_gradient(dy_all, activated, w->down, dh, keys, context);
+    now_or_later(context, [dy_all, pass, activated, w, &context] {
+      accumulate_weight_gradient(dy_all, activated, w->down, pass, context);
     });
-    return {normed_linear_backward(d_gate_up, saved[0], saved[1], saved[3], norm, w->gate_up, keys, context,
+    return {normed_linear_backward(d_gate_up, saved[0], saved[1], saved[3], norm, w->gate_up,
+                                   adapter_pass(d_gate_up, w->gate_up, saved[6], keys), context,
                                    /*residual_grad=*/dy),
             Tensor(), Tensor()};
   }
@@ -417,7 +457,7 @@ struct LinearHeadLossFn : torch::autograd::Function<LinearHeadLossFn> {
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
       const Tensor x = x_ND.narrow(0, begin, count);
-      Tensor logits = linear(x, w, {});
+      Tensor logits = linear(x, w, {}).y;
       sums.add_((*loss)(logits, begin));
       const Tensor& d_logits = logits;  // the loss writes the gradient over the logits
       kernels::linear_backward_input_op(d_logits, w.weight, kernels::KernelPath::Fused,
