@@ -3,7 +3,8 @@
 #     carry): the bundle of launch/bundle.sh without LibTorch and the GPU test programs of BUILD (default build).
 # tests/gpu.sh [STAGE...]: runs there, from the repository root, with FOLDER in HEARTH_GPU_FOLDER (default dist/gpu):
 #     unit        every kernel family against its reference, the NCCL backend and context parallelism on 1, 2 and 4 ranks
-#     sanitizer   the kernel tests again under compute-sanitizer (memcheck)
+#     sanitizer   the kernel tests again under each tool of compute-sanitizer in HEARTH_SANITIZER_TOOLS (default "memcheck racecheck
+#                 initcheck")
 #     layouts     row 5 over NCCL, 1, 2 and 4 ranks on one device: equal curves, bit-equal repeats, stop + resume
 #     parallel    every parallel axis over NCCL, up to 8 ranks on one device, fp32 and bf16, against one rank
 #     trace       four ranks, traced: the share of each kind of communication that compute covers (read its log); on a
@@ -13,16 +14,19 @@
 #                 whole distillations with the teacher here, on ranks of its own, and offline
 #     verbs       hearth doctor, parity, eval, generate under layouts over NCCL; export and import of what it trained
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
-#     bench       kernels_bench; hearth at 1B and 135M against HEARTH_PEER (a PyTorch script that takes
-#                 --preset --seq --mbs --mode and prints a JSON line), eager and compiled
-# Without a stage: all but trace, hang, objectives, verbs and bench. A stage that lacks something says so and the next one runs. The table comes last;
-# whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240, for parallel, hang, objectives and
-# verbs 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names in the table.
+#     bench       kernels_bench; the table of gpu_speed.py: hearth bench train beside the peers' scripts of the folder HEARTH_PEER;
+#                 HEARTH_SPEED has its other arguments (default "1b 135m"; `gpu_speed.py --help` lists the cases)
+#     curve       300 steps in bf16 on real text (HEARTH_TEXT, a file of {"text": ...} lines; without it Python code) beside PyTorch's
+#     rate        a run with data, metrics and checkpoints on reaches the rate of the bench (gpu_run_vs_bench.py)
+# Without a stage: unit, sanitizer, layouts, parallel and precision. A stage that lacks something says so and the next one runs. The
+# table comes last; whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240, for sanitizer,
+# parallel, hang, objectives, verbs and bench 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names
+# in the table.
 # shellcheck disable=SC2317  # stages are called by their name
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${HEARTH_GPU_FOLDER:-$root/dist/gpu}
-kernel_tests=(rms_norm rope swiglu cross_entropy distillation dropout adamw embedding gemm attention nf4)
+kernel_tests=(rms_norm rope head_norm_rope swiglu cross_entropy distillation dropout adamw embedding gemm attention nf4)
 table=()
 failed=0
 
@@ -63,7 +67,7 @@ one() {
     *) word="FAIL $status" ;;
   esac
   case $word in ok | skipped) ;; *) failed=1; echo "---- $stage $name: $word"; grep -vE '^ok ' "$log" | tail -n 25 ;; esac
-  row "$stage" "$name" "$word" "$((SECONDS - begin))" "$(grep -E '^(FAIL|\{|[0-9]+ failed|\*\*\* |ERROR SUMMARY|=+ ERROR SUMMARY)' "$log" | tail -n 1 | cut -c1-110)"
+  row "$stage" "$name" "$word" "$((SECONDS - begin))" "$(grep -E '^(FAIL|\{|[0-9]+ failed|\*\*\* |ERROR SUMMARY|=+ (ERROR|RACECHECK) SUMMARY)' "$log" | tail -n 1 | cut -c1-110)"
 }
 
 have() { [ -e "$1" ] || { row "$stage" "$(basename "$1")" absent 0; return 1; }; }
@@ -98,15 +102,21 @@ stage_unit() {
 }
 
 stage_sanitizer() {
-  local op tool
+  local op tool check only
   for tool in "$work/compute-sanitizer/compute-sanitizer" "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
     "$(command -v compute-sanitizer || true)"; do
     if [ -x "$tool" ]; then break; fi
   done
   if ! [ -x "$tool" ]; then row sanitizer compute-sanitizer absent 0; return; fi
   for op in "${kernel_tests[@]}"; do
-    have "$bundle/kernels_${op}_test" &&
-      one sanitizer "$op" "$tool" --tool memcheck --target-processes all --error-exitcode 99 "$bundle/kernels_${op}_test" -- cuda
+    have "$bundle/kernels_${op}_test" || continue
+    for check in ${HEARTH_SANITIZER_TOOLS:-memcheck racecheck initcheck}; do
+      # Races are within one kernel: ours are enough, and libraries' take long. initcheck must see every kernel that writes.
+      only=()
+      if [ "$check" = racecheck ]; then only=(--kernel-regex kns=hearth); fi
+      one sanitizer "${op}_$check" "$tool" --tool "$check" "${only[@]}" --target-processes all --error-exitcode 99 \
+        "$bundle/kernels_${op}_test" -- cuda
+    done
   done
 }
 
@@ -175,16 +185,20 @@ stage_verbs() {
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
 stage_bench() {
-  local shape mode peer=${HEARTH_PEER:-}
   have "$bundle/kernels_bench" && one bench kernels "$bundle/kernels_bench"
-  for shape in "1b 4096 4" "135m 2048 16"; do
-    # shellcheck disable=SC2086  # three words
-    set -- $shape
-    one bench "hearth_$1" "$python" "$root/tests/bench/gpu_speed.py" "$1"
-    if [ -z "$peer" ]; then row bench "peer_$1" absent 0 "HEARTH_PEER is not set"; continue; fi
-    for mode in eager compile; do one bench "peer_$1_$mode" "$python" "$peer" --preset "$1" --seq "$2" --mbs "$3" --mode "$mode"; done
-  done
+  # shellcheck disable=SC2086  # several words
+  one bench speed "$python" "$root/tests/bench/gpu_speed.py" ${HEARTH_SPEED:-1b 135m}
   cat "$logs/bench_kernels.log" 2>/dev/null
+  grep -sv '^{' "$logs/bench_speed.log"
+}
+stage_curve() {
+  have "$bundle/integration_dump_samples" || return 0
+  one curve curve "$python" "$root/tests/bench/gpu_curve.py" "$bundle/integration_dump_samples" ${HEARTH_TEXT:+"$HEARTH_TEXT"}
+  cat "$logs/curve_curve.log" 2>/dev/null
+}
+stage_rate() {
+  one rate rate "$python" "$root/tests/bench/gpu_run_vs_bench.py"
+  cat "$logs/rate_rate.log" 2>/dev/null
 }
 
 if [ "${1:-}" = pack ]; then
@@ -198,10 +212,10 @@ mkdir -p "$logs"
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
 [ $# -gt 0 ] || set -- unit sanitizer layouts parallel precision
 for stage in "$@"; do
-  case $stage in parallel | hang | objectives | verbs) default=600 ;; *) default=240 ;; esac
+  case $stage in sanitizer | parallel | hang | objectives | verbs | bench) default=600 ;; *) default=240 ;; esac
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-$default}))
   case $stage in
-    unit | sanitizer | layouts | parallel | trace | hang | objectives | verbs | precision | bench) "stage_$stage" ;;
+    unit | sanitizer | layouts | parallel | trace | hang | objectives | verbs | precision | bench | curve | rate) "stage_$stage" ;;
     *) echo "no stage '$stage'" >&2; exit 2 ;;
   esac
 done

@@ -86,14 +86,18 @@ def hearth(arguments, cwd, ranks=0, env=None, timeout=120, check=True, threads=1
 
 
 class Workspace:
-    """A temporary folder with corpus, tokenizer and shards; the working directory of every run."""
+    """A temporary folder with corpus, tokenizer and shards; the working directory of every run. `corpus` is a file of
+    {"text": ...} lines to take instead of made-up sentences."""
 
-    def __init__(self, folder=None, num_documents=300):
+    def __init__(self, folder=None, num_documents=300, corpus=None, vocab_size=VOCAB_SIZE):
         self.keep = folder is not None
         self.folder = folder or tempfile.mkdtemp(prefix="hearth-integration.")
         os.makedirs(self.folder, exist_ok=True)
-        write_corpus(self.path("docs.jsonl"), num_documents)
-        hearth(["data", "train-tokenizer", "docs.jsonl", "--vocab-size", VOCAB_SIZE, "--output", "tokenizer"], self.folder)
+        if corpus:
+            shutil.copyfile(corpus, self.path("docs.jsonl"))
+        else:
+            write_corpus(self.path("docs.jsonl"), num_documents)
+        hearth(["data", "train-tokenizer", "docs.jsonl", "--vocab-size", vocab_size, "--output", "tokenizer"], self.folder)
         hearth(["data", "prepare", "docs.jsonl", "--tokenizer", "tokenizer", "--output", "shards",
                 "--validation-fraction", "0.05", "--seed", "7"], self.folder)
 

@@ -30,8 +30,8 @@ def make_model(folder, seed=3, **changes):
     return model
 
 
-def read_samples(tool, dataset, count):
-    text = subprocess.run([tool, dataset, str(SEQ), str(SEED), "0", str(count)], check=True, capture_output=True, text=True).stdout
+def read_samples(tool, dataset, count, seq=SEQ):
+    text = subprocess.run([tool, dataset, str(seq), str(SEED), "0", str(count)], check=True, capture_output=True, text=True).stdout
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -48,9 +48,10 @@ def batch_tensors(samples):
     return tokens[:, :-1], tokens[:, 1:], keep, mask
 
 
-def learning_rate(step):
-    """Linear warm-up, then cosine to min_lr over the rest of lr_decay_iters; step counts from 0."""
-    c = {k.split(".")[1]: v for k, v in BASE_CONFIG.items() if k.startswith("optimizer.")}
+def learning_rate(step, **changes):
+    """Linear warm-up, then cosine to min_lr over the rest of lr_decay_iters; step counts from 0. `changes` are to the section
+    `optimizer` of BASE_CONFIG."""
+    c = {k.split(".")[1]: v for k, v in BASE_CONFIG.items() if k.startswith("optimizer.")} | changes
     if step < c["lr_warmup_iters"]:
         return c["lr"] * (step + 1) / c["lr_warmup_iters"]
     progress = (step - c["lr_warmup_iters"]) / (c["lr_decay_iters"] - c["lr_warmup_iters"])
