@@ -11,14 +11,22 @@ constexpr int64_t kSumBlock = 8192;  // elements per partial sum: 8 16-byte load
 constexpr int kFinalThreads = 1024;
 
 // Operation by operation what torch.optim.AdamW does; the compiler fuses multiply-adds, which only drops
-// roundings.
+// roundings. kApproximate, for states that are rounded to bf16 anyway: the hardware's root and quotient,
+// 2^-22 off at most, without which the arithmetic takes longer than the memory does.
+template <bool kApproximate>
 __device__ __forceinline__ void update(float& master, float grad, float& exp_avg, float& exp_avg_sq,
                                        float decay, const AdamWScalars& s) {
   master *= decay;
   exp_avg += s.beta1_rest * (grad - exp_avg);
   exp_avg_sq = exp_avg_sq * s.beta2 + s.beta2_rest * grad * grad;
-  const float denominator = sqrtf(exp_avg_sq) / s.bias_correction2_sqrt + s.eps;
-  master += s.negative_step_size * exp_avg / denominator;
+  if constexpr (kApproximate) {
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(exp_avg_sq));
+    master += __fdividef(s.negative_step_size * exp_avg, __fdividef(root, s.bias_correction2_sqrt) + s.eps);
+  } else {
+    const float denominator = sqrtf(exp_avg_sq) / s.bias_correction2_sqrt + s.eps;
+    master += s.negative_step_size * exp_avg / denominator;
+  }
 }
 
 // Index of the first range that ends after element i. The table is small and stays in the caches.
@@ -34,7 +42,7 @@ __device__ __forceinline__ int64_t first_range_after(const AdamWArgs& a, int64_t
 // Stores the state of kVec elements, bf16 rounded at random by the elements' draws.
 template <class T, int kVec>
 __device__ __forceinline__ void store_state(void* to, int64_t begin, const float (&values)[kVec],
-                                            const uint64_t (&draws)[kVec], AdamWState state) {
+                                            const uint32_t (&draws)[kVec], AdamWState state) {
   Vec<T, kVec> out;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
@@ -55,7 +63,8 @@ __device__ __forceinline__ void load_state(const void* from, int64_t begin, floa
   for (int i = 0; i < kVec; ++i) values[i] = to_float(in.at[i]);
 }
 
-// Elements [first, first + kVec * vectors). kVec = 4, or 1 for unaligned buffers and the last elements.
+// Elements [first, first + kVec * vectors). kVec = 4, 8 where every array is bf16, or 1 for unaligned buffers
+// and the last elements.
 template <int kVec, class Master, class Grad, class ExpAvg, class ExpAvgSq>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int64_t first, int64_t vectors) {
   const int64_t vector = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -67,17 +76,25 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int6
   load_state<Grad>(a.grad, begin, grad);
   load_state<ExpAvg>(a.exp_avg, begin, exp_avg);
   load_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq);
+  constexpr bool kApproximate = sizeof(Master) == 2 && sizeof(ExpAvgSq) == 2;
   int64_t range = first_range_after(a, begin);
+  if (range >= a.num_no_decay || a.no_decay[2 * range] >= begin + kVec) {  // nearly always
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
-    const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
-    update(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i], plain ? 1.0f : a.scalars.decay,
-           a.scalars);
+    for (int i = 0; i < kVec; ++i)
+      update<kApproximate>(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i], a.scalars.decay,
+                           a.scalars);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
+      const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
+      update<kApproximate>(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i],
+                           plain ? 1.0f : a.scalars.decay, a.scalars);
+    }
   }
-  uint64_t draws[kVec];  // not computed where every state is fp32
+  uint32_t draws[kVec];  // not computed where every state is fp32
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) draws[i] = counter_bits(a.rounding_seed, static_cast<uint64_t>(begin + i));
+  for (int i = 0; i < kVec; ++i) draws[i] = rounding_draw(a.rounding_seed, static_cast<uint64_t>(begin + i));
   store_state<Master>(a.master, begin, master, draws, AdamWState::Master);
   store_state<ExpAvg>(a.exp_avg, begin, exp_avg, draws, AdamWState::ExpAvg);
   store_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq, draws, AdamWState::ExpAvgSq);
@@ -89,10 +106,14 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int6
   }
 }
 
+unsigned blocks_for(int64_t vectors) {
+  return grid_size("adamw", (vectors + kThreads - 1) / kThreads);
+}
+
 template <int kVec>
 void launch(const AdamWArgs& a, int64_t first, int64_t vectors, cudaStream_t stream) {
   if (vectors == 0) return;
-  const unsigned grid = grid_size("adamw", (vectors + kThreads - 1) / kThreads);
+  const unsigned grid = blocks_for(vectors);
   dispatch_activation("adamw", a.master_dtype, [&]<class Master>() {
     dispatch_activation("adamw", a.grad_dtype, [&]<class Grad>() {
       dispatch_activation("adamw", a.exp_avg_dtype, [&]<class ExpAvg>() {
@@ -163,8 +184,17 @@ void adamw(const AdamWArgs& args, cudaStream_t stream) {
   const bool aligned = is_aligned_16(args.master) && is_aligned_16(args.grad) &&
                        is_aligned_16(args.exp_avg) && is_aligned_16(args.exp_avg_sq) &&
                        reinterpret_cast<uintptr_t>(args.model_param) % 8 == 0;
-  const int64_t in_vectors = aligned ? args.count / 4 * 4 : 0;
-  launch<4>(args, 0, in_vectors / 4, stream);
+  const bool all_bf16 = args.master_dtype == DType::BF16 && args.grad_dtype == DType::BF16 &&
+                        args.exp_avg_dtype == DType::BF16 && args.exp_avg_sq_dtype == DType::BF16;
+  const bool wide = aligned && all_bf16 && args.model_param == nullptr;
+  const int64_t in_vectors = wide ? args.count / 8 * 8 : aligned ? args.count / 4 * 4 : 0;
+  if (wide && in_vectors > 0) {
+    adamw_kernel<8, Bf16Device, Bf16Device, Bf16Device, Bf16Device>
+        <<<blocks_for(in_vectors / 8), kThreads, 0, stream>>>(args, 0, in_vectors / 8);
+    HEARTH_CUDA_CHECK(cudaGetLastError());
+  } else {
+    launch<4>(args, 0, in_vectors / 4, stream);
+  }
   launch<1>(args, in_vectors, args.count - in_vectors, stream);
 }
 

@@ -97,7 +97,7 @@ void round_state(const at::Tensor& to, const at::Tensor& values, uint64_t seed, 
     for (int64_t i = begin; i < end; ++i)
       out[i] = static_cast<uint16_t>(
           stochastic_bf16_bits(std::bit_cast<uint32_t>(in[i]),
-                               rounding_bits(counter_bits(seed, static_cast<uint64_t>(i)), state)));
+                               rounding_bits(rounding_draw(seed, static_cast<uint64_t>(i)), state)));
   });
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/counter_hash.h"
+#include "kernels/counter_hash.h"  // HEARTH_HOST_DEVICE
 
 namespace hearth::kernels {
 
@@ -18,11 +18,22 @@ struct AdamWScalars {
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
 };
 
-// The 16 random bits that round one state of an element, of the element's draw: counter_bits(seed of the step
-// and buffer, index). One draw serves all three, for hashing costs more than the update itself.
+// The random bits that round the states of an element: 32 for the element of that number in a step's buffer,
+// from which each state takes 16 of its own. One draw serves all three, and it is short, for hashing costs as
+// much as the update itself. A bijection of the lower 32 bits of the number (Wellons, hash prospector:
+// lowbias32) over a seed of the step and buffer.
+HEARTH_HOST_DEVICE uint32_t rounding_draw(uint64_t seed, uint64_t number) {
+  uint32_t x = static_cast<uint32_t>(number) ^ static_cast<uint32_t>(seed);
+  x += static_cast<uint32_t>(number >> 32) * 0x9e3779b9u + static_cast<uint32_t>(seed >> 32);
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
 enum class AdamWState { Master, ExpAvg, ExpAvgSq };
-HEARTH_HOST_DEVICE uint32_t rounding_bits(uint64_t draw, AdamWState state) {
-  return static_cast<uint32_t>(draw >> 16 * static_cast<int>(state)) & 0xffffu;
+HEARTH_HOST_DEVICE uint32_t rounding_bits(uint32_t draw, AdamWState state) {
+  if (state == AdamWState::Master) return draw & 0xffffu;
+  return (state == AdamWState::ExpAvg ? draw : draw * 0x9e3779b9u) >> 16;
 }
 
 // The bits of a float rounded to bf16 up or down with probabilities that make it right on average: what is

@@ -60,13 +60,14 @@ int64_t block_bytes(const ExperimentConfig& config, const Mesh& mesh, const Dime
   return kept;
 }
 
-// Operands of the four weight gradients of a layer (MlpFn, AttentionOutputFn, AttentionInputFn).
-int64_t deferred_bytes(const Dimensions& d, const RecomputeChoice& choice) {
+// Operands of the four weight gradients of a layer (MlpFn, AttentionOutputFn, AttentionInputFn); the gradient
+// of gate and up lies where they lay.
+int64_t deferred_bytes(const Dimensions& d) {
   const int64_t dy_all = d.splits_rows ? d.gathered : d.nD;
-  int64_t bytes = dy_all + 2 * d.ffn + (choice.swiglu ? 0 : d.ffn);  // down
-  bytes += 2 * d.ffn + d.nD;                                         // gate, up
-  bytes += d.nD + d.gathered + d.q;                                  // attention output
-  return bytes + d.q + 2 * d.kv + d.nD;                              // q, k, v
+  int64_t bytes = dy_all + d.ffn;        // down
+  bytes += 2 * d.ffn + d.nD;             // gate, up
+  bytes += d.nD + d.gathered + d.q;      // attention output
+  return bytes + d.q + 2 * d.kv + d.nD;  // q, k, v
 }
 
 }  // namespace
@@ -77,18 +78,18 @@ ActivationSizes activation_sizes(const ExperimentConfig& config, const Mesh& mes
   ActivationSizes sizes;
   sizes.boundary = d.nD;
   sizes.block = block_bytes(config, mesh, d, choice);
-  sizes.deferred = deferred_bytes(d, choice);
+  sizes.deferred = deferred_bytes(d);
   sizes.head = d.nD + d.row_norm;  // the gradient that linear_cross_entropy formed
   sizes.micro_batch = 3 * 8 * d.rows;
   sizes.forward_working = (choice.norm ? d.nD : 0) + (choice.swiglu ? d.ffn : 0) + d.gathered;
   const int64_t chunk = rows_per_logits_chunk(d.rows, d.vocab, d.element);
   sizes.head_working = d.nD + 2 * d.gathered + chunk * (d.vocab + d.hidden) * d.element;
-  sizes.backward_working =
-      d.nD + d.gathered + 3 * d.ffn;  // dy; gradients of silu(gate) x up, and of gate and up
+  // dy; the gradient of silu(gate) x up, whose memory what is rebuilt of that takes over.
+  sizes.backward_working = d.nD + d.gathered + d.ffn;
   // The last layer's end: gradients of q, k, v and what attention made them from, of the norm's output and
   // input; its input.
   sizes.deferred_working = d.q + 2 * d.kv + 3 * d.nD + d.gathered;
-  sizes.weights_working = d.gathered + (choice.swiglu ? d.ffn : 0);
+  sizes.weights_working = d.gathered;
   if (choice.every_layers > 0) {
     sizes.layers_per_group = choice.every_layers;
     sizes.rebuilt_group = d.nD;
