@@ -10,19 +10,30 @@ constexpr int kSumThreads = 256;
 constexpr int64_t kSumBlock = 8192;  // elements per partial sum: 8 16-byte loads of fp32 a thread, 4 of bf16
 constexpr int kFinalThreads = 1024;
 
+__device__ __forceinline__ float approximate_root(float x) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+__device__ __forceinline__ float approximate_inverse(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+
 // Operation by operation what torch.optim.AdamW does; the compiler fuses multiply-adds, which only drops
-// roundings. kApproximate, for states that are rounded to bf16 anyway: the hardware's root and quotient,
-// 2^-22 off at most, without which the arithmetic takes longer than the memory does.
+// roundings. kApproximate, for states that are rounded to bf16 anyway: the hardware's root and inverse, 2^-21
+// off at most, without which the arithmetic takes longer than the memory does. `correction`: 1 /
+// bias_correction2_sqrt.
 template <bool kApproximate>
 __device__ __forceinline__ void update(float& master, float grad, float& exp_avg, float& exp_avg_sq,
-                                       float decay, const AdamWScalars& s) {
+                                       float decay, const AdamWScalars& s, float correction) {
   master *= decay;
   exp_avg += s.beta1_rest * (grad - exp_avg);
   exp_avg_sq = exp_avg_sq * s.beta2 + s.beta2_rest * grad * grad;
   if constexpr (kApproximate) {
-    float root;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(exp_avg_sq));
-    master += __fdividef(s.negative_step_size * exp_avg, __fdividef(root, s.bias_correction2_sqrt) + s.eps);
+    const float denominator = approximate_root(exp_avg_sq) * correction + s.eps;
+    master += s.negative_step_size * exp_avg * approximate_inverse(denominator);
   } else {
     const float denominator = sqrtf(exp_avg_sq) / s.bias_correction2_sqrt + s.eps;
     master += s.negative_step_size * exp_avg / denominator;
@@ -77,19 +88,20 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int6
   load_state<ExpAvg>(a.exp_avg, begin, exp_avg);
   load_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq);
   constexpr bool kApproximate = sizeof(Master) == 2 && sizeof(ExpAvgSq) == 2;
+  const float correction = kApproximate ? 1.0f / a.scalars.bias_correction2_sqrt : 0.0f;
   int64_t range = first_range_after(a, begin);
   if (range >= a.num_no_decay || a.no_decay[2 * range] >= begin + kVec) {  // nearly always
 #pragma unroll
     for (int i = 0; i < kVec; ++i)
       update<kApproximate>(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i], a.scalars.decay,
-                           a.scalars);
+                           a.scalars, correction);
   } else {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
       const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
       update<kApproximate>(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i],
-                           plain ? 1.0f : a.scalars.decay, a.scalars);
+                           plain ? 1.0f : a.scalars.decay, a.scalars, correction);
     }
   }
   uint32_t draws[kVec];  // not computed where every state is fp32

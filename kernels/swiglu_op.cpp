@@ -6,6 +6,9 @@
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/cpu_simd.h"
 #ifdef HEARTH_CUDA
 #include "kernels/cuda_scope.h"
@@ -42,21 +45,32 @@ at::Tensor forward_cpu(const at::Tensor& gu_in) {
   return h_NF.to(gu_in.scalar_type());
 }
 
-// Results are made beside their inputs and then copied: written over them, the loops would not vectorise.
-void backward_cpu(const at::Tensor& dh_in, const at::Tensor& gu_in, at::Tensor& dgu_out, at::Tensor& h_out) {
-  const at::Tensor gu_N2F = widen(gu_in), dh_NF = widen(dh_in);
+// Rows of fp32; outputs may be inputs. A row's results are made beside it and then copied: written over their
+// inputs, the loops would not vectorise.
+void backward_rows(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, at::Tensor& dgu_N2F, at::Tensor& h_NF) {
   const int64_t rows = gu_N2F.size(0), width = gu_N2F.size(1) / 2;
-  at::Tensor dgu_N2F = at::empty(gu_N2F.sizes(), gu_N2F.options());
   const float *gu = gu_N2F.const_data_ptr<float>(), *dh = dh_NF.const_data_ptr<float>();
-  float* dgu = dgu_N2F.data_ptr<float>();
+  float *dgu = dgu_N2F.data_ptr<float>(), *h = h_NF.defined() ? h_NF.data_ptr<float>() : nullptr;
   at::parallel_for(0, rows, cpu::grain_rows(width), [&](int64_t begin, int64_t end) {
+    std::vector<float> made(static_cast<size_t>(3 * width));
+    float* activation = made.data() + 2 * width;
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t gate = r * 2 * width, up = gate + width;
-      backward_row(dh + r * width, gu + gate, gu + up, dgu + gate, dgu + up, width);
+      const float *gate = gu + r * 2 * width, *up = gate + width;
+      backward_row(dh + r * width, gate, up, made.data(), made.data() + width, width);
+      if (h) forward_row(gate, up, activation, width);
+      std::copy_n(made.data(), 2 * width, dgu + r * 2 * width);
+      if (h) std::copy_n(activation, width, h + r * width);
     }
   });
-  if (h_out.defined()) h_out.copy_(forward_cpu(gu_in));
-  dgu_out.copy_(dgu_N2F);
+}
+
+void backward_cpu(const at::Tensor& dh_NF, const at::Tensor& gu_N2F, at::Tensor& dgu_N2F, at::Tensor& h_NF) {
+  if (gu_N2F.scalar_type() == at::kFloat) return backward_rows(dh_NF, gu_N2F, dgu_N2F, h_NF);
+  at::Tensor gu = widen(gu_N2F), h = widen(dh_NF);  // copies: the results may lie in them
+  at::Tensor none;
+  backward_rows(h, gu, gu, h_NF.defined() ? h : none);
+  if (h_NF.defined()) h_NF.copy_(h);
+  dgu_N2F.copy_(gu);
 }
 
 at::Tensor forward_plain(const at::Tensor& gu_N2F) {
