@@ -5,7 +5,8 @@
 #     unit        every kernel family against its reference, the NCCL backend and context parallelism on 1, 2 and 4 ranks
 #     sanitizer   the kernel tests again under each tool of compute-sanitizer in HEARTH_SANITIZER_TOOLS (default "memcheck racecheck
 #                 initcheck")
-#     layouts     row 5 over NCCL, 1, 2 and 4 ranks on one device: equal curves, bit-equal repeats, stop + resume
+#     layouts     row 5 over NCCL, 1, 2 and 4 ranks on one device: equal curves, bit-equal repeats, stop + resume; steps as CUDA
+#                 graphs against eager ones
 #     parallel    every parallel axis over NCCL, up to 8 ranks on one device, fp32 and bf16, against one rank
 #     trace       four ranks, traced: the share of each kind of communication that compute covers (read its log); on a
 #                 machine with four devices each rank has its own, else they share and the figures are a shared device's
@@ -14,7 +15,7 @@
 #                 whole distillations with the teacher here, on ranks of its own, and offline
 #     verbs       hearth doctor, parity, eval, generate under layouts over NCCL; export and import of what it trained
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
-#     bench       kernels_bench; the table of gpu_speed.py: hearth bench train beside the peers' scripts of the folder HEARTH_PEER;
+#     bench       hearth bench kernels; the table of gpu_speed.py: hearth bench train beside the peers' scripts of the folder HEARTH_PEER;
 #                 HEARTH_SPEED has its other arguments (default "1b 135m"; `gpu_speed.py --help` lists the cases)
 #     curve       300 steps in bf16 on real text (HEARTH_TEXT, a file of {"text": ...} lines; without it Python code) beside PyTorch's
 #     rate        a run with data, metrics and checkpoints on reaches the rate of the bench (gpu_run_vs_bench.py)
@@ -38,7 +39,7 @@ pack() {
   HEARTH_BINARY=$build/hearth "$root/launch/bundle.sh" --output "$target/bundle.tar.gz"
   for program in "$build"/tests/kernels/kernels_*_test "$build"/tests/parallel/parallel_nccl_comm_test \
     "$build/tests/parallel/context/parallel_context_context_attention_test" "$build/tests/trainer/trainer_layouts_layout_product_test" \
-    "$build/tests/integration/integration_dump_samples" "$build/tests/bench/kernels_bench"; do
+    "$build/tests/integration/integration_dump_samples"; do
     if [ -x "$program" ]; then strip -o "$target/bin/$(basename "$program")" "$program"; else echo "not built: $program" >&2; fi
   done
   # The sanitizer is a part of the toolkit that a GPU machine need not have.
@@ -120,7 +121,10 @@ stage_sanitizer() {
   done
 }
 
-stage_layouts() { one layouts layouts "$python" "$root/tests/integration/layouts.py"; }
+stage_layouts() {
+  one layouts layouts "$python" "$root/tests/integration/layouts.py"
+  one layouts step_graph "$python" "$root/tests/integration/step_graph.py"
+}
 # Ranks that share a device are ten times faster under the CUDA multi-process service, where there is one.
 begin_sharing() {
   mps=no
@@ -185,7 +189,7 @@ stage_verbs() {
 stage_precision() { one precision precision "$python" "$root/tests/integration/precision.py"; }
 
 stage_bench() {
-  have "$bundle/kernels_bench" && one bench kernels "$bundle/kernels_bench"
+  one bench kernels hearth bench kernels
   # shellcheck disable=SC2086  # several words
   one bench speed "$python" "$root/tests/bench/gpu_speed.py" ${HEARTH_SPEED:-1b 135m}
   cat "$logs/bench_kernels.log" 2>/dev/null

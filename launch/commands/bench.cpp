@@ -48,6 +48,7 @@ LoadedConfig bench_config(const BenchTrainOptions& o, CommandContext& context, i
       fmt::format("model.preset={}", preset_file(context.fs, o.preset)),
       fmt::format("data.seq_length={}", o.seq),
       "data.reset_attention_mask=" + std::string(o.run.mean_document_length > 0 ? "true" : "false"),
+      "model.init_from=random",  // adapters ask for weights; nothing is read: they are drawn
       "training.train_iters=1000000",
       fmt::format("training.micro_batch_size={}", o.micro_batch),
       fmt::format("training.global_batch_size={}", o.micro_batch * o.accumulation * data_parallel_size)};
@@ -167,6 +168,10 @@ void run_bench_train(const BenchTrainOptions& options, CommandContext& context) 
   ControlPlane& control = *context.job.control;
   Log log({.rank = control.rank(), .world_size = control.world_size()});
   const LoadedConfig first = bench_config(options, context, 1);
+  HEARTH_CHECK(first.config.objective.kind == "pretrain", Config,
+               "`hearth bench train` has random tokens and weights only: objective.kind is pretrain there "
+               "(with adapters or without), not {}",
+               first.config.objective.kind);
   const ParallelConfig& p = first.config.parallel;
   const auto model_ranks =
       p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size;
@@ -176,6 +181,7 @@ void run_bench_train(const BenchTrainOptions& options, CommandContext& context) 
   const Mesh mesh = require_layout(loaded, control.world_size());
   const ComputePlace place = take_device(options.device, mesh, context);
   share_device(context, place.device, log);
+  if (place.device.is_cpu()) count_cpu_memory();
   set_deterministic(config.training.deterministic_mode);
   BenchmarkResult result;
   {

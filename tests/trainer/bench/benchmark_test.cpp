@@ -1,0 +1,72 @@
+// The arithmetic of `hearth bench train`: kinds of kernels, quantiles, bytes of a step. What it measures is
+// tried by tests/integration/bench.py.
+#include "trainer/bench/benchmark.h"
+
+#include <boost/test/unit_test.hpp>
+
+#include "trainer/bench/kernel_time.h"
+#include "trainer/bench/roofline.h"
+
+namespace hearth {
+namespace {
+
+BOOST_AUTO_TEST_CASE(kernels_are_told_apart_by_their_names) {
+  const std::pair<const char*, const char*> kKinds[] = {
+      {"nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT", "gemm"},
+      {"void cublasLt::splitKreduce_kernel<32, 16>(...)", "gemm"},
+      {"cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26_64x64x64", "attention"},
+      {"void cudnn::fusion::compute_dot_do_o_specialized<true>(...)", "attention"},
+      {"void hearth::kernels::(anonymous namespace)::rms_norm_backward_kernel<float>(...)", "norm"},
+      {"hearth::kernels::(anonymous namespace)::head_norm_rope_forward_kernel", "rope"},
+      {"hearth::kernels::(anonymous namespace)::cross_entropy_row_kernel", "loss"},
+      {"void cub::DeviceRadixSortOnesweepKernel<...>", "embedding"},
+      {"hearth::kernels::(anonymous namespace)::adamw_kernel<4, float>", "optimizer"},
+      {"ncclDevKernel_ReduceScatter_Sum_f32_RING_LL", "communication"},
+      {"Memcpy DtoD (Device -> Device)", "copy"},
+      {"void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "copy"},
+      {"a kernel that nobody has seen", "other"}};
+  for (const auto& [name, kind] : kKinds) BOOST_TEST(kind_of_kernel(name) == kind, name);
+}
+
+BOOST_AUTO_TEST_CASE(quantiles_lie_between_the_nearest_values) {
+  const std::vector<double> values = {5, 1, 4, 2, 3};
+  BOOST_TEST(quantile(values, 0.0) == 1.0);
+  BOOST_TEST(quantile(values, 0.5) == 3.0);
+  BOOST_TEST(quantile(values, 1.0) == 5.0);
+  BOOST_TEST(quantile(values, 0.125) == 1.5);
+  BOOST_TEST(quantile({7.0}, 0.95) == 7.0);
+}
+
+// Two layers of 8 with 2 heads and 1 key/value head of 4, feed-forward 16, vocabulary 32; 3 samples of 5
+// tokens.
+BOOST_AUTO_TEST_CASE(the_bytes_of_a_step_are_those_of_its_tensors) {
+  ExperimentConfig config;
+  config.model.hidden_size = 8;
+  config.model.num_hidden_layers = 2;
+  config.model.num_attention_heads = 2;
+  config.model.num_key_value_heads = 1;
+  config.model.head_dim = 4;
+  config.model.intermediate_size = 16;
+  config.model.vocab_size = 32;
+  config.training.micro_batch_size = 3;
+  config.data.seq_length = 5;
+  config.precision.dtype = "bf16";
+  const int64_t rows = 15, hidden = rows * 8, rotated = rows * 3 * 4, wide = rows * 16;
+  const StepBytes bytes = step_bytes(config, /*micro_batches=*/2);
+  // Forward and backward of a layer with norms and activations rebuilt, then the last norm.
+  const int64_t layer = (6 * hidden + 2 * rotated + 3 * wide) + (10 * hidden + 2 * rotated + 6 * wide);
+  BOOST_TEST(bytes.activations == 2 * 2 * (2 * layer + 5 * hidden));
+  BOOST_TEST(bytes.loss == 2 * 2 * 2 * rows * 32);
+  BOOST_TEST(bytes.embedding == 2 * (2 * 3 * hidden + 2 * 4 * hidden));
+  // Gradients twice, master and two moments read and written in fp32, the parameter written.
+  BOOST_TEST(bytes.optimizer == parameter_count(config.model) * (2 * 4 + 2 * 12 + 2));
+  config.recompute.granularity = "none";
+  BOOST_TEST(step_bytes(config, 2).activations == 2 * 2 * (2 * (layer - 2 * hidden - wide) + 5 * hidden));
+  config.precision.main_params_dtype = "none";
+  config.precision.main_grads_dtype = config.precision.exp_avg_dtype = config.precision.exp_avg_sq_dtype =
+      "bf16";
+  BOOST_TEST(step_bytes(config, 2).optimizer == parameter_count(config.model) * 16);
+}
+
+}  // namespace
+}  // namespace hearth
