@@ -14,36 +14,11 @@
 #include <string>
 #include <vector>
 
-#include "kernels/dropout_mask.h"
 #include "kernels/rope_op.h"
+#include "trainer/model/linear_layer.h"
 #include "trainer/model/model_context.h"
 
 namespace hearth {
-
-// Low-rank adapters of a matrix (Hu et al. 2022): y += scale d(x) A_p^T B_p^T in the rows of each part p. R =
-// parts x rank: the A of all parts are one matrix, and one dropout d of the input serves all of them.
-struct LoraWeights {
-  struct Part {
-    int64_t first_row = 0;  // of the fused matrix
-    at::Tensor b, b_grad;   // [rows, rank]
-  };
-  at::Tensor a, a_grad;  // [R, in]
-  std::vector<Part> parts;
-  int64_t rank = 0;
-  double scale = 1.0;
-  std::optional<kernels::DropoutMask> dropout;  // used where the rows have keys
-  std::vector<int64_t> parameters;
-};
-
-// One matrix as the GEMM sees it (q, k, v together; gate, up together) and the parameters that it is made of.
-struct LinearWeights {
-  at::Tensor weight;     // [out, in]
-  at::Tensor bias;       // [out] or undefined
-  at::Tensor main_grad;  // [out, in]; undefined in inference and where the matrix is frozen
-  at::Tensor bias_grad;  // [out] or undefined
-  std::vector<int64_t> parameters;
-  std::optional<LoraWeights> lora;
-};
 
 struct NormWeights {
   at::Tensor weight;     // [D] or [W]
@@ -78,11 +53,6 @@ struct VocabWeights {
   int64_t vocab_size = 0;  // of the whole table
   int64_t unit = 0;
   const ModelContext* context = nullptr;
-};
-
-// What names each of the N rows in the masks of dropout, int64 [N]; undefined: nothing is dropped.
-struct DropoutKeys {
-  at::Tensor rows_N;
 };
 
 struct RopeInput {
