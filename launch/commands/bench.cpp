@@ -7,6 +7,8 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "kernels/bench/kernels_bench.h"
@@ -17,6 +19,7 @@
 #include "launch/config_parser.h"
 #include "launch/run_config.h"
 #include "trainer/bench/benchmark.h"
+#include "trainer/bench/random_tensors.h"
 #include "trainer/bench/roofline.h"
 #include "trainer/device.h"
 #include "trainer/model/model_config.h"
@@ -26,7 +29,7 @@ namespace hearth {
 namespace {
 
 struct BenchTrainOptions {
-  std::string preset, device = "auto";
+  std::string preset, teacher, device = "auto";
   int64_t seq = 4096, micro_batch = 1, accumulation = 1;
   BenchmarkOptions run;
   double roofline_seconds = 1.0;
@@ -52,6 +55,9 @@ LoadedConfig bench_config(const BenchTrainOptions& o, CommandContext& context, i
       "training.train_iters=1000000",
       fmt::format("training.micro_batch_size={}", o.micro_batch),
       fmt::format("training.global_batch_size={}", o.micro_batch * o.accumulation * data_parallel_size)};
+  if (!o.teacher.empty())
+    settings.insert(settings.end(),
+                    {"objective.kind=distill", "objective.teacher=random", "objective.kd_alpha=1.0"});
   settings.insert(settings.end(), o.overrides.begin(), o.overrides.end());
   // The key is required of an experiment; nothing is read from there.
   return parse_experiment(context.fs, "data: {train: [{path: none}]}\n", "hearth bench train", settings);
@@ -164,14 +170,30 @@ void print_text(const Report& r) {
         f->copy_bytes_per_second / 1e9, 100 * f->step_seconds() / r.median());
 }
 
+// As a distillation opens one, without a file.
+std::optional<ModelBundle> random_teacher(const BenchTrainOptions& options, CommandContext& context) {
+  if (options.teacher.empty()) return std::nullopt;
+  BenchTrainOptions shape = options;
+  shape.preset = std::exchange(shape.teacher, "");
+  shape.overrides.clear();
+  ModelBundle teacher;
+  teacher.config = bench_config(shape, context, 1).config.model;
+  teacher.tensors = std::make_unique<RandomTensors>(teacher.config, /*seed=*/1);
+  teacher.stored_dtype = DType::BF16;
+  teacher.origin = "random weights";
+  return teacher;
+}
+
 void run_bench_train(const BenchTrainOptions& options, CommandContext& context) {
   ControlPlane& control = *context.job.control;
   Log log({.rank = control.rank(), .world_size = control.world_size()});
   const LoadedConfig first = bench_config(options, context, 1);
-  HEARTH_CHECK(first.config.objective.kind == "pretrain", Config,
+  const std::string& kind = first.config.objective.kind;
+  HEARTH_CHECK(kind == (options.teacher.empty() ? "pretrain" : "distill"), Config,
                "`hearth bench train` has random tokens and weights only: objective.kind is pretrain there "
-               "(with adapters or without), not {}",
-               first.config.objective.kind);
+               "(with adapters or "
+               "without), and distill with --teacher; not {}",
+               kind);
   const ParallelConfig& p = first.config.parallel;
   const auto model_ranks =
       p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size;
@@ -183,10 +205,12 @@ void run_bench_train(const BenchTrainOptions& options, CommandContext& context) 
   share_device(context, place.device, log);
   if (place.device.is_cpu()) count_cpu_memory();
   set_deterministic(config.training.deterministic_mode);
+  const std::optional<ModelBundle> teacher = random_teacher(options, context);
   BenchmarkResult result;
   {
     ParallelGroups groups = make_parallel_groups(context.job, config, mesh, place.device);
-    result = benchmark_training(config, groups, place.device, options.run, {}, log);
+    result = benchmark_training(config, groups, place.device, options.run,
+                                {.teacher = teacher ? &*teacher : nullptr}, log);
   }
   release_cached_memory(place.device);
   Report report{.config = config,
@@ -214,6 +238,8 @@ void add_bench_train(CLI::App& bench, CommandContext& context) {
       "Training steps on random tokens: tokens/s, MFU, memory, share of each kind of work, roofline");
   command->add_option("--preset", options->preset, "Model shape: a file, or a name of configs/models/")
       ->required();
+  command->add_option("--teacher", options->teacher,
+                      "Shape of a teacher with random weights: the step is one of distillation");
   command->add_option("--seq", options->seq, "Tokens of a sample")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

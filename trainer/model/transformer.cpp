@@ -152,6 +152,7 @@ void Transformer::extend_rope_table(int64_t positions) {
       .original_max_position_embeddings = s.original_max_position_embeddings};
   // Twice what is asked for, so that generation does not rebuild the table at every token.
   const int64_t rows = std::max(positions, std::min<int64_t>(config_.max_position_embeddings, 2 * positions));
+  if (rope_table_.cos_PD2.defined()) former_rope_tables_.push_back(rope_table_);
   rope_table_ = kernels::rope_table(kernels::rope_inverse_frequencies(frequencies), rows, device());
 }
 

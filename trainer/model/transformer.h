@@ -130,8 +130,9 @@ class Transformer {
   VocabWeights embedding_, head_;
   NormWeights final_norm_;
   std::vector<std::unique_ptr<BlockWeights>> blocks_;
-  kernels::RopeTable rope_table_;  // grown on demand
-  at::Tensor anchor_;              // requires grad; ties the embedding lookup into the graph
+  kernels::RopeTable rope_table_;                       // grown on demand
+  std::vector<kernels::RopeTable> former_rope_tables_;  // smaller ones: a captured CUDA graph may read them
+  at::Tensor anchor_;  // requires grad; ties the embedding lookup into the graph
 };
 
 }  // namespace hearth

@@ -59,7 +59,8 @@ ModelShare load_teacher(Job& part, const ExperimentConfig& config, const ModelBu
 }  // namespace
 
 int64_t shared_vocabulary(const ModelBundle& teacher, int64_t student_vocab_size) {
-  return std::min({teacher.config.vocab_size, teacher.tokenizer->vocab_size(), student_vocab_size});
+  const int64_t smaller = std::min(teacher.config.vocab_size, student_vocab_size);
+  return teacher.tokenizer ? std::min(smaller, teacher.tokenizer->vocab_size()) : smaller;
 }
 
 int64_t sent_logprobs(const ModelBundle& teacher, const ExperimentConfig& config) {
