@@ -37,12 +37,12 @@ HEARTH_HOST_DEVICE uint32_t rounding_bits(uint32_t draw, AdamWState state) {
 }
 
 // The bits of a float rounded to bf16 up or down with probabilities that make it right on average: what is
-// too small for the nearest bf16 to move is not lost over many steps (Gupta et al. 2015). Not for what is not
-// finite.
+// too small for the nearest bf16 to move is not lost over many steps (Gupta et al. 2015). What is not finite
+// stays so.
 HEARTH_HOST_DEVICE uint32_t stochastic_bf16_bits(uint32_t float_bits, uint32_t random_16) {
-  const bool finite = (float_bits & 0x7f800000u) != 0x7f800000u;
-  return finite ? (float_bits + random_16) >> 16
-                : (float_bits >> 16) | ((float_bits & 0xffffu) != 0 ? 0x40u : 0u);
+  const uint32_t sum = (float_bits & 0x7fffffffu) + random_16;
+  const uint32_t magnitude = sum < 0x7fffffffu ? sum : 0x7fffffffu;  // a NaN of all ones must not wrap around
+  return (magnitude >> 16) | (float_bits >> 16 & 0x8000u);
 }
 
 }  // namespace hearth::kernels

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "kernels/adamw_op.h"
+#include "kernels/adamw_scalars.h"
 #include "tests/kernels/kernel_test_support.h"
 
 namespace hearth {
@@ -222,6 +223,20 @@ BOOST_AUTO_TEST_CASE(wrong_arguments_are_refused) {
   step.grad = random_tensor({8}, at::kFloat, 105);
   step.step = 0;
   BOOST_CHECK_THROW(adamw_step_op(step), Error);
+}
+
+BOOST_AUTO_TEST_CASE(random_rounding_keeps_sign_and_what_is_not_finite) {
+  for (const uint32_t random : {0u, 1u, 0x8000u, 0xffffu}) {
+    for (const uint32_t sign : {0u, 0x80000000u}) {
+      for (const uint32_t bits : {0x7f800000u, 0x7f800001u, 0x7fc00000u, 0x7fffffffu})
+        BOOST_TEST((stochastic_bf16_bits(sign | bits, random) & 0x7f80u) == 0x7f80u);
+      for (const uint32_t bits : {0u, 1u, 0x00800000u, 0x3f800000u, 0x3f80ffffu, 0x7f7f0000u}) {
+        const uint32_t rounded = stochastic_bf16_bits(sign | bits, random), below = (sign | bits) >> 16;
+        BOOST_TEST((rounded == below || rounded == below + 1));
+        BOOST_TEST((rounded == below) == ((bits & 0xffffu) + random <= 0xffffu));
+      }
+    }
+  }
 }
 
 }  // namespace
