@@ -71,6 +71,8 @@ struct Report {
   double peak_flops = 0;
   int64_t ranks = 1;
 
+  // The usual count of operations is of a model that is trained whole, and alone.
+  bool counts_flops() const { return config.objective.kind == "pretrain" && config.objective.lora_rank == 0; }
   double tokens() const {
     return static_cast<double>(config.training.global_batch_size * config.data.seq_length);
   }
@@ -106,7 +108,11 @@ nlohmann::ordered_json to_json(const Report& r) {
       {"peak_memory_gib", std::ldexp(static_cast<double>(r.result.peak_memory_bytes), -30)},
       {"reserved_memory_gib", std::ldexp(static_cast<double>(r.result.reserved_memory_bytes), -30)},
       {"allocator_calls", r.result.allocations}};
-  if (r.peak_flops > 0) {
+  if (r.counts_flops()) {
+    json["tflops"] = causal / 1e12;
+    json["tflops_full_attention"] = full / 1e12;
+  }
+  if (r.counts_flops() && r.peak_flops > 0) {
     json["mfu_percent"] = 100 * causal / r.peak_flops;
     json["mfu_full_attention_percent"] = 100 * full / r.peak_flops;
   }
@@ -145,8 +151,9 @@ void print_text(const Report& r) {
   fmt::print("tokens/s    {:.0f}   (p5 {:.0f}, p95 {:.0f} of {} steps; {:.2f} ms a step)\n",
              r.rate(r.median()), r.rate(quantile(r.result.step_seconds, 0.95)),
              r.rate(quantile(r.result.step_seconds, 0.05)), r.result.step_seconds.size(), 1e3 * r.median());
-  fmt::print("TFLOP/s     {:.1f}{} with causal attention, {:.1f}{} counted full\n", causal / 1e12,
-             mfu(causal), full / 1e12, mfu(full));
+  if (r.counts_flops())
+    fmt::print("TFLOP/s     {:.1f}{} with causal attention, {:.1f}{} counted full\n", causal / 1e12,
+               mfu(causal), full / 1e12, mfu(full));
   fmt::print(
       "memory      {:.2f} GiB in tensors at most, {:.2f} GiB taken from the device; {} calls of its "
       "allocator in the measured steps\n",
@@ -220,8 +227,7 @@ void run_bench_train(const BenchTrainOptions& options, CommandContext& context) 
                 .layout = mesh.describe(),
                 .peak_flops = peak_flops(place.device),
                 .ranks = control.world_size()};
-  if (options.roofline_seconds > 0 && model_ranks == 1 && config.objective.kind == "pretrain" &&
-      config.objective.lora_rank == 0)
+  if (options.roofline_seconds > 0 && model_ranks == 1 && report.counts_flops())
     report.roofline = measure_roofline(config, options.accumulation, place.device, options.roofline_seconds);
   if (control.rank() != 0) return;
   if (options.json) {

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 from fixture import NO_SHAPE, REPOSITORY, Workspace, hearth  # noqa: E402
 
 WARM_UP, STEPS, SEQ = 5, 20, 2048
-BF16_STATES = {"precision__main_params_dtype": "none", "precision__exp_avg_dtype": "bf16", "precision__exp_avg_sq_dtype": "bf16"}
+BF16_STATES = {"precision__main_params_dtype": "none", "precision__main_grads_dtype": "bf16", "precision__exp_avg_dtype": "bf16", "precision__exp_avg_sq_dtype": "bf16"}
 LORA = {"objective__lora_rank": 16, "objective__lora_alpha": 32}
 DISTILL = {"objective__kind": "distill", "objective__kd_alpha": 1.0, "objective__logit_kl_temperature": 2.0}
 CASES = {  # student, teacher, micro-batch, changes

@@ -1,9 +1,10 @@
 """Training speed on one GPU beside its peers': for each case `hearth bench train` and, with --peer, the peers' own scripts right
 after it in the same call, then one table. Each run prints a line of JSON as soon as it ends, so that nothing is lost on a time-out.
     gpu_speed.py [--peer FOLDER [--modes REGEX] | --no-peer] [--timeout SECONDS] [--roofline SECONDS] [CASE ...]
-FOLDER holds torch_train.py (plain PyTorch: --preset --seq --mbs --accum --mode --attn --fp32master, one JSON line) and
-run_hf_liger.py (transformers + Liger, needs liger_kernel); default $HEARTH_PEER. What it lacks is left out. gpu_finetune.py has LoRA and
-distillation. TFLOP/s are 6 x (parameters that multiply) + causal attention, on both sides. A case without a
+FOLDER holds torch_train.py (plain PyTorch: --preset --seq --mbs --accum --mode --attn --fp32master, one JSON line),
+run_hf_liger.py (transformers + Liger, needs liger_kernel), run_lora.py (PEFT with and without Liger and compile), torch_kd.py and
+run_kd_liger.py; default $HEARTH_PEER. What it lacks is left out. gpu_finetune.py measures LoRA and distillation as a user runs them,
+from files. TFLOP/s are 6 x (parameters that multiply) + causal attention, on both sides. A case without a
 peer's script has a figure of another card, which gives no ratio."""
 import argparse
 import importlib.util
@@ -17,11 +18,14 @@ import sys
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BF16_STATES = {"precision.main_params_dtype": "none", "precision.main_grads_dtype": "bf16", "precision.exp_avg_dtype": "bf16",
                "precision.exp_avg_sq_dtype": "bf16"}
+LORA = BF16_STATES | {"objective.lora_rank": 16, "objective.lora_alpha": 32}
+DISTILL = BF16_STATES | {"objective.logit_kl_temperature": 2.0}
 UNTIED = {"model.tie_word_embeddings": "false"}  # the peers' models are
 
 
-def case(preset, seq, mbs, accum=1, peer=None, sets=BF16_STATES, published=None):
-    return {"preset": preset, "seq": seq, "mbs": mbs, "accum": accum, "peer": peer, "sets": sets, "published": published}
+def case(preset, seq, mbs, accum=1, peer=None, sets=BF16_STATES, published=None, kind="train", teacher=None):
+    return {"preset": preset, "seq": seq, "mbs": mbs, "accum": accum, "peer": peer, "sets": sets, "published": published, "kind": kind,
+            "teacher": teacher}
 
 
 def published(tokens_per_s, tflops, gib):
@@ -36,6 +40,9 @@ CASES = {
     "135m_small": case("smollm2-135m", 2048, 2, peer="135m", sets=BF16_STATES | UNTIED),
     "7b": case("llama-2-7b", 4096, 2, peer="7b"),
     "8b": case("llama-3-8b", 8192, 1, peer="8b"),
+    "lora_1b": case("llama-1b", 2048, 4, peer="1b", sets=LORA, kind="lora"),
+    "lora_8b": case("llama-3-8b", 2048, 2, peer="8b", sets=LORA, kind="lora"),
+    "kd_8b_1b": case("llama-1b", 2048, 4, peer="1b", sets=DISTILL, kind="distill", teacher="llama-3-8b"),
     "qwen_0.5b": case("qwen2.5-0.5b", 2048, 16, 4, published=published(145000, 469, 38)),
     "qwen_1.5b": case("qwen2.5-1.5b", 4096, 4, 4, published=published(53200, 549, 47)),
     "qwen_7b": case("qwen2.5-7b", 4096, 2, 4, published=published(13200, 592, 95)),
@@ -74,12 +81,30 @@ def run(command, timeout):
 def hearth_command(c, roofline):
     preset = os.path.join(REPOSITORY, "configs", "models", c["preset"] + ".yaml")
     sets = [word for key, value in c["sets"].items() for word in ("--set", f"{key}={value}")]
+    if c["teacher"]:
+        sets += ["--teacher", os.path.join(REPOSITORY, "configs", "models", c["teacher"] + ".yaml")]
     return [os.path.abspath(os.environ["HEARTH_BINARY"]), "bench", "train", "--preset", preset, "--seq", str(c["seq"]), "--mbs", str(c["mbs"]),
             "--accum", str(c["accum"]), "--roofline", str(roofline), "--device", "cuda", "--json", *sets]
 
 
+def finetune_commands(c, folder):
+    script, modes = {
+        "lora": ("run_lora.py", {"PEFT, compile, Liger's loss, cuDNN": ["flce+compile", "--lora-dtype", "bf16", "--cudnn"],
+                                 "PEFT, Liger": ["liger", "--lora-dtype", "bf16"], "PEFT, eager": ["peft", "--lora-dtype", "bf16"]}),
+        "distill": ("run_kd_liger.py", {"compile, Liger's loss": ["liger+compile"]})}[c["kind"]]
+    model = [c["peer"]] if c["kind"] == "lora" else []
+    commands = {mode: [sys.executable, os.path.join(folder, script), *model, str(c["seq"]), str(c["mbs"]), *words]
+                for mode, words in modes.items() if os.path.exists(os.path.join(folder, script))}
+    plain = os.path.join(folder, "torch_kd.py")
+    if c["kind"] == "distill" and os.path.exists(plain):
+        commands["eager"] = [sys.executable, plain, str(c["seq"]), str(c["mbs"]), "eager"]
+    return commands
+
+
 def peer_commands(c, folder):
     """{mode: command} of what there is."""
+    if c["kind"] != "train":
+        return finetune_commands(c, folder)
     commands = {}
     size = [str(c["seq"]), str(c["mbs"])]
     master = not c["sets"].get("precision.main_params_dtype")
@@ -129,7 +154,7 @@ def print_table(results):
             print(columns.format(name, f"Hearth, {shape}", "-", "-", "-", "-", ours["failed"]))
         else:
             roofline = f"{ours['roofline']['reached_percent']:.1f}%" if "roofline" in ours else "-"
-            print(columns.format(name, f"Hearth, {shape}", f"{ours['tokens_per_s']:.0f}", f"{ours['tflops']:.1f}",
+            print(columns.format(name, f"Hearth, {shape}", f"{ours['tokens_per_s']:.0f}", f"{ours['tflops']:.1f}" if "tflops" in ours else "-",
                                  f"{ours['peak_memory_gib']:.1f}", roofline, ours["device"]))
         rates = {what: p["tokens_per_s"] for what, p in peers.items() if "failed" not in p}
         best = max(rates, key=rates.get) if rates else None
@@ -138,7 +163,7 @@ def print_table(results):
                 print(columns.format("", what, "-", "-", "-", "", p["failed"]))
                 continue
             ratio = "" if "failed" in ours or c["published"] else f"Hearth {ours['tokens_per_s'] / p['tokens_per_s']:.3f} x"
-            print(columns.format("", what, p["tokens_per_s"], p["tflops"], f"{p['peak_gib']:.1f}", "",
+            print(columns.format("", what, p["tokens_per_s"], p["tflops"] or "-", f"{p['peak_gib']:.1f}", "",
                                  ratio + (", the best peer" if what == best and len(rates) > 1 else "")))
 
 
