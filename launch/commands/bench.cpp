@@ -102,8 +102,6 @@ nlohmann::ordered_json to_json(const Report& r) {
       {"tokens_per_s_p5", r.rate(quantile(r.result.step_seconds, 0.95))},
       {"tokens_per_s_p95", r.rate(quantile(r.result.step_seconds, 0.05))},
       {"step_ms", 1e3 * r.median()},
-      {"tflops", causal / 1e12},
-      {"tflops_full_attention", full / 1e12},
       {"loss", r.result.loss},
       {"peak_memory_gib", std::ldexp(static_cast<double>(r.result.peak_memory_bytes), -30)},
       {"reserved_memory_gib", std::ldexp(static_cast<double>(r.result.reserved_memory_bytes), -30)},
