@@ -101,13 +101,15 @@ struct StepGraph::Impl {
     c10::cuda::CUDACachingAllocator::emptyCache();
   }
 
-  // Bytes that a capture can take: what is free, and what the allocator holds for nobody.
+  // Whether the activations fit twice: a graph keeps its own, and steps of other forms, validation and
+  // samples need theirs beside them.
   bool fits() const {
     C10_CUDA_CHECK(cudaDeviceSynchronize());
     c10::cuda::CUDACachingAllocator::emptyCache();
     size_t free = 0, total = 0;
     C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    const int64_t needed = activation_bytes() + activation_bytes() / 8 + kSpareBytes;
+    const int64_t once = activation_bytes() + activation_bytes() / 16;  // what rounding to blocks may add
+    const int64_t needed = 2 * once + kSpareBytes;
     if (static_cast<int64_t>(free) >= needed) return true;
     log.info("event=cuda_graph free_bytes={} needed_bytes={}", free, needed);
     return false;
