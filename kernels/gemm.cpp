@@ -252,7 +252,7 @@ void GemmContext::Impl::tune(Plan& plan, const GemmArgs& args, cudaStream_t stre
   const bool adds_in_place = args.beta != 0.0f && (args.c == nullptr || args.c == args.d);
   if (adds_in_place) {
     const int64_t stride = args.d_stride > 0 ? args.d_stride : args.n;
-    if (cudaMalloc(&scratch, static_cast<size_t>(args.m * stride * size_bytes(args.d_dtype))) !=
+    if (cudaMallocAsync(&scratch, static_cast<size_t>(args.m * stride * size_bytes(args.d_dtype)), stream) !=
         cudaSuccess) {
       static_cast<void>(cudaGetLastError());
       return;
@@ -287,7 +287,7 @@ void GemmContext::Impl::tune(Plan& plan, const GemmArgs& args, cudaStream_t stre
       timed.begin(), timed.end(), [&](const Timed& a, const Timed& b) { return median(a) < median(b); });
   if (fastest != timed.end() && median(*fastest) < kWorthChanging * median(timed.front()))
     plan.tuned = fastest->algorithm;
-  if (scratch) HEARTH_CUDA_CHECK(cudaFree(scratch));
+  if (scratch) HEARTH_CUDA_CHECK(cudaFreeAsync(scratch, stream));
   if (!file) return;
   GemmAlgorithm bytes{};
   std::memcpy(bytes.data(), &plan.tuned, sizeof(plan.tuned));
