@@ -1,5 +1,4 @@
-// Random data; several input sets in rotation so that the L2 cache does not serve them; medians of CUDA
-// events. A tool, not a test: it asserts nothing.
+// The families at their shapes, on random data, one function each. A tool, not a test: it asserts nothing.
 #include "kernels/bench/kernels_bench.h"
 
 #include "base/error.h"
@@ -8,8 +7,6 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <c10/cuda/CUDAStream.h>
-#include <cuda_runtime_api.h>
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -22,6 +19,7 @@
 #include "base/rng.h"
 #include "kernels/adamw_op.h"
 #include "kernels/attention_op.h"
+#include "kernels/bench/bench_table.h"
 #include "kernels/cross_entropy_op.h"
 #include "kernels/distillation_op.h"
 #include "kernels/dropout_op.h"
@@ -37,88 +35,9 @@ namespace hearth {
 namespace {
 
 using namespace kernels;
-using Body = std::function<void(int64_t set)>;  // runs the operation on input set number `set`
-
-constexpr int kRepeats = 30, kWarmup = 5;
-constexpr int64_t kRotatedBytes = int64_t{400} << 20;  // several times the 50 to 60 MB of L2
 const auto kBf16 = at::TensorOptions().dtype(at::kBFloat16).device(at::kCUDA);
 const auto kFp32 = at::TensorOptions().dtype(at::kFloat).device(at::kCUDA);
 const auto kInt64 = at::TensorOptions().dtype(at::kLong).device(at::kCUDA);
-
-void check(cudaError_t error) {
-  HEARTH_CHECK(error == cudaSuccess, Cuda, "bench: {}", cudaGetErrorString(error));
-}
-
-double median_us(const Body& body, int64_t sets) {
-  std::vector<cudaEvent_t> events(2 * kRepeats);
-  for (cudaEvent_t& event : events) check(cudaEventCreate(&event));
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  for (int i = 0; i < kWarmup; ++i) body(i % sets);
-  for (size_t i = 0; i < kRepeats; ++i) {
-    check(cudaEventRecord(events[2 * i], stream));
-    body(static_cast<int64_t>(i) % sets);
-    check(cudaEventRecord(events[2 * i + 1], stream));
-  }
-  check(cudaStreamSynchronize(stream));
-  std::vector<double> times;
-  for (size_t i = 0; i < kRepeats; ++i) {
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, events[2 * i], events[2 * i + 1]));
-    times.push_back(1e3 * static_cast<double>(ms));
-  }
-  for (const cudaEvent_t event : events) check(cudaEventDestroy(event));
-  std::nth_element(times.begin(), times.begin() + kRepeats / 2, times.end());
-  return times[kRepeats / 2];
-}
-
-int64_t sets_for(double bytes) {
-  return std::clamp<int64_t>(kRotatedBytes / static_cast<int64_t>(bytes) + 1, 2, 16);
-}
-
-class Table {
- public:
-  explicit Table(std::string filter) : filter_(std::move(filter)) {
-    const auto from = many(2, [] { return at::randn({1 << 28}, kBf16); });
-    auto to = many(2, [] { return at::empty({1 << 28}, kBf16); });
-    const double us =
-        median_us([&](int64_t i) { to[static_cast<size_t>(i)].copy_(from[static_cast<size_t>(i)]); }, 2);
-    copy_gbps_ = 2.0 * 2.0 * (1 << 28) / us * 1e-3;
-    cudaDeviceProp device{};
-    check(cudaGetDeviceProperties(&device, 0));
-    fmt::print("{}: copy {:.0f} GB/s (read + written)\n", device.name, copy_gbps_);
-    fmt::print("{:<24}{:<26}{:>11}{:>13}{:>8}{:>11}{:>8}\n", "op", "shape", "median us", "rate", "of copy",
-               "ATen us", "speedup");
-  }
-
-  template <class Make>
-  static std::vector<at::Tensor> many(int64_t count, Make&& make) {
-    std::vector<at::Tensor> out;
-    for (int64_t i = 0; i < count; ++i) out.push_back(make());
-    return out;
-  }
-
-  bool wants(const std::string& op) const { return op.find(filter_) != std::string::npos; }
-
-  void memory_row(const std::string& op, const std::string& shape, double bytes, const Body& ours,
-                  const Body& aten) {
-    const int64_t sets = sets_for(bytes);
-    const double us = median_us(ours, sets), aten_us = median_us(aten, sets), gbps = bytes / us * 1e-3;
-    fmt::print("{:<24}{:<26}{:>11.1f}{:>8.0f} GB/s{:>7.0f}%{:>11.1f}{:>8.2f}\n", op, shape, us, gbps,
-               100 * gbps / copy_gbps_, aten_us, aten_us / us);
-  }
-
-  void compute_row(const std::string& op, const std::string& shape, double flops, double bytes,
-                   const Body& ours, const Body& aten) {
-    const int64_t sets = sets_for(bytes);
-    const double us = median_us(ours, sets), aten_us = median_us(aten, sets);
-    fmt::print("{:<24}{:<26}{:>11.1f}{:>6.0f} TFLOP/s{:>8}{:>11.1f}{:>8.2f}\n", op, shape, us,
-               flops / us * 1e-6, "-", aten_us, aten_us / us);
-  }
-
- private:
-  std::string filter_;
-  double copy_gbps_ = 0;
-};
 
 size_t at_set(int64_t set) {
   return static_cast<size_t>(set);
