@@ -253,8 +253,7 @@ void ParallelModel::allow_graphs(const ExperimentConfig& config, Log& log) {
   }
   if (!reason.empty()) return log.info("event=cuda_graph state=off reason=\"{}\"", reason);
   graph_ = std::make_unique<StepGraph>(
-      device_, config.training.cuda_graph == "auto",
-      [this] { return parameters_->memory().peak().activations; }, log);
+      config.training.cuda_graph == "auto", [this] { return parameters_->memory().peak().activations; }, log);
 }
 
 ParallelModel::LocalSums ParallelModel::forward_backward(const PipelineExecutor::NextMicroBatch& next,

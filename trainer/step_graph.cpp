@@ -15,7 +15,6 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
-#endif
 
 namespace hearth {
 namespace {
@@ -47,11 +46,6 @@ std::string form_of(const std::vector<MicroBatch>& batches) {
   return form;
 }
 
-}  // namespace
-
-#ifdef HEARTH_CUDA
-namespace {
-
 // The same micro-batches in memory of their own, which replays read.
 std::vector<MicroBatch> copies_of(const std::vector<MicroBatch>& batches) {
   std::vector<MicroBatch> copies = batches;
@@ -82,7 +76,6 @@ struct StepGraph::Impl {
   };
   using Clock = std::chrono::steady_clock;
 
-  at::Device device;
   bool measured;
   std::function<int64_t()> activation_bytes;
   Log& log;
@@ -164,11 +157,8 @@ struct StepGraph::Impl {
   }
 };
 
-StepGraph::StepGraph(at::Device device, bool measured, std::function<int64_t()> activation_bytes, Log& log)
-    : impl_(new Impl{.device = device,
-                     .measured = measured,
-                     .activation_bytes = std::move(activation_bytes),
-                     .log = log}) {}
+StepGraph::StepGraph(bool measured, std::function<int64_t()> activation_bytes, Log& log)
+    : impl_(new Impl{.measured = measured, .activation_bytes = std::move(activation_bytes), .log = log}) {}
 
 StepGraph::Sums StepGraph::run(std::vector<MicroBatch> batches, const Step& step) {
   Impl& i = *impl_;
@@ -182,13 +172,23 @@ StepGraph::Sums StepGraph::run(std::vector<MicroBatch> batches, const Step& step
   return i.replay(std::move(batches), step);
 }
 
+}  // namespace hearth
+
 #else
+
+namespace hearth {
+
 struct StepGraph::Impl {};
-StepGraph::StepGraph(at::Device, bool, std::function<int64_t()>, Log&) {}
+StepGraph::StepGraph(bool, std::function<int64_t()>, Log&) {}
 StepGraph::Sums StepGraph::run(std::vector<MicroBatch> batches, const Step& step) {
   return step(std::move(batches));
 }
+
+}  // namespace hearth
+
 #endif
+
+namespace hearth {
 
 StepGraph::~StepGraph() = default;
 

@@ -29,7 +29,7 @@ class StepGraph {
 
   // `measured`: stay with a graph only where it is faster. `activation_bytes`: what the step's tensors take
   // at most, once it has run. Messages go to `log`.
-  StepGraph(at::Device device, bool measured, std::function<int64_t()> activation_bytes, Log& log);
+  StepGraph(bool measured, std::function<int64_t()> activation_bytes, Log& log);
   ~StepGraph();
   StepGraph(const StepGraph&) = delete;
   StepGraph& operator=(const StepGraph&) = delete;
