@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -89,14 +90,19 @@ Key key_of(const GemmArgs& a) {
           std::min(alignment_bytes(a.d), a.c ? alignment_bytes(a.c) : 16u)};
 }
 
-// Of the plan file: everything that the choice depends on, in one word.
-std::string name_of(const GemmArgs& a) {
+// The current device in one word.
+std::string name_of_card() {
   int device = 0;
   cudaDeviceProp properties{};
   HEARTH_CUDA_CHECK(cudaGetDevice(&device));
   HEARTH_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
   std::string card = properties.name;
   std::replace(card.begin(), card.end(), ' ', '-');
+  return card;
+}
+
+// Of the plan file: everything that the choice depends on, in one word.
+std::string name_of(const std::string& card, const GemmArgs& a) {
   const auto transpose = [](Transpose t) { return t == Transpose::Yes ? 'T' : 'N'; };
   const auto [ad, dd, at, bt, m, n, k, as, bs, ds, bias, beta, other, a16, b16, d16] = key_of(a);
   return fmt::format("{}:lt{}:{}:{}:{}{}:{}x{}x{}:{},{},{}:{}{}{}:{},{},{}", card, cublasLtGetVersion(),
@@ -217,6 +223,7 @@ struct GemmContext::Impl {
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
   GemmPlanFile* file = nullptr;
+  std::string card;
   std::map<Key, Plan> plans;
 
   cublasStatus_t multiply(const Plan& p, const cublasLtMatmulAlgo_t& algorithm, const GemmArgs& a, void* d,
@@ -231,7 +238,7 @@ struct GemmContext::Impl {
 
 // What an earlier run found, where this library still takes it.
 bool GemmContext::Impl::restore(Plan& plan, const GemmArgs& args) const {
-  const auto kept = file ? file->find(name_of(args)) : std::nullopt;
+  const auto kept = file ? file->find(name_of(card, args)) : std::nullopt;
   if (!kept) return false;
   cublasLtMatmulAlgo_t algorithm{};
   std::memcpy(&algorithm, kept->data(), sizeof(algorithm));
@@ -291,11 +298,12 @@ void GemmContext::Impl::tune(Plan& plan, const GemmArgs& args, cudaStream_t stre
   if (!file) return;
   GemmAlgorithm bytes{};
   std::memcpy(bytes.data(), &plan.tuned, sizeof(plan.tuned));
-  file->keep(name_of(args), bytes);
+  file->keep(name_of(card, args), bytes);
 }
 
 GemmContext::GemmContext(GemmPlanFile* file) : impl_(std::make_unique<Impl>()) {
   impl_->file = file;
+  impl_->card = name_of_card();
   const cublasStatus_t status = cublasLtCreate(&impl_->handle);
   HEARTH_CHECK(status == CUBLAS_STATUS_SUCCESS, Cuda, "cublasLtCreate: {}", cublasLtGetStatusString(status));
   HEARTH_CUDA_CHECK(cudaMalloc(&impl_->workspace, kWorkspaceBytes));

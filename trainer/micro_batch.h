@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "data/data_config.h"
 #include "data/sampler.h"
 #include "kernels/distillation_op.h"
 #include "trainer/model/transformer.h"
@@ -25,6 +26,9 @@ struct MicroBatch {
 };
 
 enum class DocumentMask { Yes, No };  // attention stops at document borders, or runs over the whole sample
+inline DocumentMask document_mask(const DataConfig& data) {
+  return data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No;
+}
 
 // Throws Error{BadInput} for a token id that the model does not have.
 void require_known_ids(const Sample& sample, int64_t vocab_size);

@@ -151,8 +151,7 @@ ParitySide run_parity_side(Job& job, const ExperimentConfig& config, const Mesh&
     const auto indices = micro_batch_samples(batch, 0, micros);
     std::vector<Sample> mine;
     for (const int64_t index : indices) mine.push_back(samples[static_cast<size_t>(index)]);
-    MicroBatch made = model.training_micro_batch(
-        std::move(mine), config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No);
+    MicroBatch made = model.training_micro_batch(std::move(mine), document_mask(config.data));
     sketches.set_rows(micros++, batch_rows(indices, made, config.data.seq_length));
     return made;
   };

@@ -97,14 +97,10 @@ void Trainer::resume(const CheckpointReader& checkpoint) {
                learning_rate(in_.config.optimizer, in_.config.training.train_iters, state_.step));
 }
 
-DocumentMask Trainer::document_mask() const {
-  return in_.config.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No;
-}
-
 StepTotals Trainer::forward_backward() {
   const auto next = [this] {
     in_.faults.hit("data.next");
-    return model_.training_micro_batch(prefetcher_->next(), document_mask());
+    return model_.training_micro_batch(prefetcher_->next(), document_mask(in_.config.data));
   };
   const auto before = [this](const Action& action) {
     if (action.kind == ActionKind::Forward && in_.faults.hit("fwd") == FaultAction::Nan) poisoned_ = true;
@@ -185,7 +181,7 @@ StepTotals Trainer::held_out_totals(const ValidationStream& stream) {
       samples.push_back(stream.get(std::min(i, count - 1)));
       if (i >= count) std::fill(samples.back().loss_mask.begin(), samples.back().loss_mask.end(), uint8_t{0});
     }
-    const auto sums = model_.evaluate(model_.micro_batch(samples, document_mask()));
+    const auto sums = model_.evaluate(model_.micro_batch(samples, document_mask(in_.config.data)));
     mine.sums.add_(sums.sums);
     mine.valid_tokens += sums.valid_tokens;
   }

@@ -83,7 +83,6 @@ class Trainer {
   void save(int64_t step);
   CheckpointIdentity identity(int64_t step) const;
   std::string state_json() const;
-  DocumentMask document_mask() const;
   bool stop_requested() const { return in_.stop_requested && in_.stop_requested(); }
 
   TrainerInputs in_;

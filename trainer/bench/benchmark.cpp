@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "trainer/device.h"
-#include "trainer/optimizer/lr_schedule.h"
 
 namespace hearth {
 namespace {
@@ -59,7 +58,7 @@ class Bench {
   // Seconds of one step.
   double step() {
     const auto begin = std::chrono::steady_clock::now();
-    const auto mask = config_.data.reset_attention_mask ? DocumentMask::Yes : DocumentMask::No;
+    const DocumentMask mask = document_mask(config_.data);
     const auto next = [&] {
       return model_.training_micro_batch(pool_[static_cast<size_t>(taken_++ % kPool)], mask);
     };

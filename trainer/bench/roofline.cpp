@@ -85,7 +85,7 @@ Rate gemm_rate(const ExperimentConfig& config, at::Device device, double at_leas
   const Shape s = shape_of(config);
   const auto options = at::TensorOptions(device).dtype(dtype_of(config));
   const auto gradients = at::TensorOptions(device).dtype(
-      config.precision.main_grads_dtype == "bf16" ? at::kBFloat16 : at::kFloat);
+      config.precision.grads_dtype() == DType::BF16 ? at::kBFloat16 : at::kFloat);
   const auto measure = [&](std::vector<LinearPass> passes, int64_t count) {
     double flops = 0;
     for (const LinearPass& pass : passes) flops += pass.flops();
@@ -144,7 +144,7 @@ StepBytes step_bytes(const ExperimentConfig& config, int64_t micro_batches) {
   const Shape s = shape_of(config);
   const RecomputeChoice recompute = recompute_choice(config.recompute);
   const PrecisionConfig& p = config.precision;
-  const int64_t element = p.dtype == "bf16" ? 2 : 4, gradient = p.main_grads_dtype == "bf16" ? 2 : 4;
+  const int64_t element = p.dtype == "bf16" ? 2 : 4, gradient = size_bytes(p.grads_dtype());
   const int64_t row = s.rows * s.hidden, rotated = s.rows * (s.heads + s.kv_heads) * s.head_width,
                 wide = s.rows * s.feed_forward;
   // Forward: input and output of both norms, the residuals that two products add, q and k turned in place,
