@@ -149,10 +149,9 @@ struct RowGroup {
   }
 };
 
-// RowLayout::offset with a division of 32 bits, and with none in wide rows, which are no heads.
-template <int kLanes>
+// RowLayout::offset with a division of 32 bits, and with none where rows are no heads.
 __device__ __forceinline__ int64_t row_offset(const RowLayout& layout, int row) {
-  if (kLanes == kWholeWarps || layout.inner == 1) return row * layout.outer_stride;
+  if (layout.inner == 1) return row * layout.outer_stride;
   const int inner = static_cast<int>(layout.inner), outer = row / inner;
   return outer * layout.outer_stride + (row - outer * inner) * layout.inner_stride;
 }
@@ -199,7 +198,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   // Zeros where the row or its columns end.
   const auto fetch = [&](int row, int stage) {
     const auto copy = [&](const void* from, const RowLayout& layout, int tensor) {
-      const T* source = static_cast<const T*>(from) + row_offset<kLanes>(layout, row);
+      const T* source = static_cast<const T*>(from) + row_offset(layout, row);
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
         copy_async(&slot(stage, tensor, v), source + column(v), row < rows && column(v) < cols);
@@ -308,9 +307,10 @@ bool with_tile(int64_t cols, Body&& body) {
   if (cols <= 64 * kE) return body.template operator()<Tile<T, 32, 2>>(), true;
   if (cols <= 96 * kE) return body.template operator()<Tile<T, 32, 3>>(), true;
   if (cols <= 128 * kE) return body.template operator()<Tile<T, 128, 1>>(), true;
-  if (cols <= 256 * kE) return body.template operator()<Tile<T, 256, 1>>(), true;
-  if (cols <= 512 * kE) return body.template operator()<Tile<T, 512, 1>>(), true;
-  if (cols <= 1024 * kE) return body.template operator()<Tile<T, 1024, 1>>(), true;
+  // Two vectors a thread: what is under way on an SM must cover the reduction's barrier too.
+  if (cols <= 256 * kE) return body.template operator()<Tile<T, 128, 2>>(), true;
+  if (cols <= 512 * kE) return body.template operator()<Tile<T, 256, 2>>(), true;
+  if (cols <= 1024 * kE) return body.template operator()<Tile<T, 512, 2>>(), true;
   if constexpr (sizeof(T) == 4)  // 8192 elements in either dtype
     if (cols <= 2048 * kE) return body.template operator()<Tile<T, 1024, 2>>(), true;
   return false;
