@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSumThreads = 256;
-constexpr int64_t kSumBlock = 8192;  // elements per partial sum: 8 16-byte loads of fp32 a thread, 4 of bf16
+constexpr int64_t kSumBlock = 32768;  // elements per partial sum
 constexpr int kFinalThreads = 1024;
 
 __device__ __forceinline__ float approximate_root(float x) {
@@ -23,7 +23,7 @@ __device__ __forceinline__ float approximate_inverse(float x) {
 
 // Operation by operation what torch.optim.AdamW does; the compiler fuses multiply-adds, which only drops
 // roundings. kApproximate, for states that are rounded to bf16 anyway: the hardware's root and inverse, 2^-21
-// off at most, without which the arithmetic takes longer than the memory does. `correction`: 1 /
+// off at most, without which the arithmetic takes longer than the memory does. `correction`: the inverse of
 // bias_correction2_sqrt.
 template <bool kApproximate>
 __device__ __forceinline__ void update(float& master, float grad, float& exp_avg, float& exp_avg_sq,
@@ -50,66 +50,112 @@ __device__ __forceinline__ int64_t first_range_after(const AdamWArgs& a, int64_t
   return low;
 }
 
-// Stores the state of kVec elements, bf16 rounded at random by the elements' draws.
-template <class T, int kVec>
+// The factor of element i of a vector that begins at `place` of its group: one of few constants.
+template <int kVec>
+__device__ __forceinline__ uint32_t factor_of(int place, int i, AdamWState state) {
+  if constexpr (kVec == 1) return rounding_factor(place, state);
+  if constexpr (kVec == kRoundingGroup) return rounding_factor(i, state);
+  static_assert(kVec == 1 || kVec == kRoundingGroup || 2 * kVec == kRoundingGroup);
+  return place == 0 ? rounding_factor(i, state) : rounding_factor(kVec + i, state);
+}
+
+// Stores the state of kVec elements of one group; bf16 is rounded at random. Without a NaN the sum of bits
+// stays below the sign bit, and stochastic_bf16_bits is its upper half.
+template <bool kHasNan, class T, int kVec>
 __device__ __forceinline__ void store_state(void* to, int64_t begin, const float (&values)[kVec],
-                                            const uint32_t (&draws)[kVec], AdamWState state) {
-  Vec<T, kVec> out;
+                                            uint32_t draw, AdamWState state) {
+  if constexpr (sizeof(T) == 4) {
+    Vec<T, kVec> out;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      out.at[i] = values[i];
+    for (int i = 0; i < kVec; ++i) out.at[i] = values[i];
+    store(static_cast<T*>(to) + begin, out);
+  } else {
+    const int place = static_cast<int>(begin % kRoundingGroup);
+    uint32_t sums[kVec];
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const uint32_t bits = __float_as_uint(values[i]);
+      const uint32_t random = rounding_bits(draw, factor_of<kVec>(place, i, state));
+      sums[i] = kHasNan ? stochastic_bf16_bits(bits, random) << 16 : bits + random;
+    }
+    if constexpr (kVec == 1) {
+      static_cast<T*>(to)[begin] = __ushort_as_bfloat16(static_cast<unsigned short>(sums[0] >> 16));
     } else {
-      const uint32_t bits = stochastic_bf16_bits(__float_as_uint(values[i]), rounding_bits(draws[i], state));
-      out.at[i] = __ushort_as_bfloat16(static_cast<unsigned short>(bits));
+      Vec<uint32_t, kVec / 2> out;
+#pragma unroll
+      for (int i = 0; i < kVec; i += 2) out.at[i / 2] = __byte_perm(sums[i], sums[i + 1], 0x7632);
+      *reinterpret_cast<Vec<uint32_t, kVec / 2>*>(static_cast<T*>(to) + begin) = out;
     }
   }
-  store(static_cast<T*>(to) + begin, out);
 }
 
-template <class T, int kVec>
-__device__ __forceinline__ void load_state(const void* from, int64_t begin, float (&values)[kVec]) {
-  const auto in = load<T, kVec>(static_cast<const T*>(from) + begin);
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) values[i] = to_float(in.at[i]);
-}
-
-// Elements [first, first + kVec * vectors). kVec = 4, 8 where every array is bf16, or 1 for unaligned buffers
-// and the last elements.
+// Elements [first, first + kVec * vectors), first a multiple of kRoundingGroup unless kVec is 1. kVec = 4, 8
+// where every array is bf16, or 1 for unaligned buffers and the last elements.
 template <int kVec, class Master, class Grad, class ExpAvg, class ExpAvgSq>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamWArgs a, int64_t first, int64_t vectors) {
   const int64_t vector = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (vector >= vectors) return;
+  const bool active = vector < vectors;
   const int64_t begin = first + vector * kVec;
+  Packed<Master, kVec> master_in;
+  Packed<Grad, kVec> grad_in;
+  Packed<ExpAvg, kVec> exp_avg_in;
+  Packed<ExpAvgSq, kVec> exp_avg_sq_in;
+  if (active) {
+    master_in = load_packed<Master, kVec>(static_cast<const Master*>(a.master) + begin);
+    grad_in = load_packed<Grad, kVec>(static_cast<const Grad*>(a.grad) + begin);
+    exp_avg_in = load_packed<ExpAvg, kVec>(static_cast<const ExpAvg*>(a.exp_avg) + begin);
+    exp_avg_sq_in = load_packed<ExpAvgSq, kVec>(static_cast<const ExpAvgSq*>(a.exp_avg_sq) + begin);
+  }
+  // One thread looks for the whole block, while the loads are under way.
+  __shared__ int64_t range_of_block;
+  int64_t range = 0;
+  bool plain_decay = true;  // no range meets the block: nearly always
+  if (a.num_no_decay > 0) {
+    const int64_t block_begin = begin - int64_t{threadIdx.x} * kVec;
+    if (threadIdx.x == 0) range_of_block = first_range_after(a, block_begin);
+    __syncthreads();  // thread 0 has written before the block reads
+    range = range_of_block;
+    plain_decay = range >= a.num_no_decay || a.no_decay[2 * range] >= block_begin + kThreads * kVec;
+  }
+  if (!active) return;
   const float grad_scale = a.grad_scale ? a.scalars.grad_scale * *a.grad_scale : a.scalars.grad_scale;
-  float master[kVec], grad[kVec], exp_avg[kVec], exp_avg_sq[kVec];
-  load_state<Master>(a.master, begin, master);
-  load_state<Grad>(a.grad, begin, grad);
-  load_state<ExpAvg>(a.exp_avg, begin, exp_avg);
-  load_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq);
+  float master[kVec], exp_avg[kVec], exp_avg_sq[kVec];
   constexpr bool kApproximate = sizeof(Master) == 2 && sizeof(ExpAvgSq) == 2;
-  const float correction = kApproximate ? 1.0f / a.scalars.bias_correction2_sqrt : 0.0f;
-  int64_t range = first_range_after(a, begin);
-  if (range >= a.num_no_decay || a.no_decay[2 * range] >= begin + kVec) {  // nearly always
+  const float correction = kApproximate ? approximate_inverse(a.scalars.bias_correction2_sqrt) : 0.0f;
+  const auto step = [&](int i, float decay) {
+    master[i] = element<Master>(master_in, i);
+    exp_avg[i] = element<ExpAvg>(exp_avg_in, i);
+    exp_avg_sq[i] = element<ExpAvgSq>(exp_avg_sq_in, i);
+    update<kApproximate>(master[i], element<Grad>(grad_in, i) * grad_scale, exp_avg[i], exp_avg_sq[i], decay,
+                         a.scalars, correction);
+  };
+  if (plain_decay) {
 #pragma unroll
-    for (int i = 0; i < kVec; ++i)
-      update<kApproximate>(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i], a.scalars.decay,
-                           a.scalars, correction);
+    for (int i = 0; i < kVec; ++i) step(i, a.scalars.decay);
   } else {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       while (range < a.num_no_decay && a.no_decay[2 * range + 1] <= begin + i) ++range;
-      const bool plain = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
-      update<kApproximate>(master[i], grad[i] * grad_scale, exp_avg[i], exp_avg_sq[i],
-                           plain ? 1.0f : a.scalars.decay, a.scalars, correction);
+      const bool inside = range < a.num_no_decay && a.no_decay[2 * range] <= begin + i;
+      step(i, inside ? 1.0f : a.scalars.decay);
     }
   }
-  uint32_t draws[kVec];  // not computed where every state is fp32
+  const uint32_t draw =
+      rounding_draw(a.rounding_seed, static_cast<uint64_t>(begin) / kRoundingGroup);  // unused by fp32 states
+  const auto store_states = [&]<bool kHasNan>() {
+    store_state<kHasNan, Master, kVec>(a.master, begin, master, draw, AdamWState::Master);
+    store_state<kHasNan, ExpAvg, kVec>(a.exp_avg, begin, exp_avg, draw, AdamWState::ExpAvg);
+    store_state<kHasNan, ExpAvgSq, kVec>(a.exp_avg_sq, begin, exp_avg_sq, draw, AdamWState::ExpAvgSq);
+  };
+  // A NaN in a moment makes its weight NaN, and a NaN weight the sum.
+  float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) draws[i] = rounding_draw(a.rounding_seed, static_cast<uint64_t>(begin + i));
-  store_state<Master>(a.master, begin, master, draws, AdamWState::Master);
-  store_state<ExpAvg>(a.exp_avg, begin, exp_avg, draws, AdamWState::ExpAvg);
-  store_state<ExpAvgSq>(a.exp_avg_sq, begin, exp_avg_sq, draws, AdamWState::ExpAvgSq);
+  for (int i = 0; i < kVec; ++i) sum += master[i];
+  if (sum == sum) {
+    store_states.template operator()<false>();
+  } else {
+    store_states.template operator()<true>();
+  }
   if (a.model_param) {
     Vec<Bf16Device, kVec> rounded;
 #pragma unroll
@@ -164,19 +210,24 @@ __device__ __forceinline__ double square(float value) {
 
 template <class T, int kVec>
 __global__ void __launch_bounds__(kSumThreads) sum_of_squares_kernel(const SumOfSquares a) {
+  constexpr int kLoads = 8;  // under way at a time
+  constexpr int64_t kStride = kSumThreads * kVec;
+  static_assert(kSumBlock % (kLoads * kStride) == 0);
   const T* x = static_cast<const T*>(a.x);
-  const int64_t begin = int64_t{blockIdx.x} * kSumBlock;
-  const int64_t end = begin + kSumBlock < a.count ? begin + kSumBlock : a.count;
+  const int64_t begin = int64_t{blockIdx.x} * kSumBlock, end = begin + kSumBlock;
   double sum = 0;
-#pragma unroll(8)
-  for (int64_t i = begin + int64_t{threadIdx.x} * kVec; i < end; i += kSumThreads * kVec) {
-    if (kVec == 1 || i + kVec <= end) {
-      const auto vec = load<T, kVec>(x + i);
+  if (end <= a.count) {
+    for (int64_t i = begin + int64_t{threadIdx.x} * kVec; i < end; i += kLoads * kStride) {
+      Packed<T, kVec> in[kLoads];
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) sum += square(to_float(vec.at[j]));
-    } else {
-      for (int64_t j = i; j < end; ++j) sum += square(to_float(x[j]));
+      for (int l = 0; l < kLoads; ++l) in[l] = load_packed<T, kVec>(x + i + l * kStride);
+#pragma unroll
+      for (int l = 0; l < kLoads; ++l)
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) sum += square(element<T>(in[l], j));
     }
+  } else {
+    for (int64_t i = begin + threadIdx.x; i < a.count; i += kSumThreads) sum += square(to_float(x[i]));
   }
   sum = block_sum_double<kSumThreads>(sum);
   if (threadIdx.x == 0) a.workspace[blockIdx.x] = sum;

@@ -94,10 +94,12 @@ void round_state(const at::Tensor& to, const at::Tensor& values, uint64_t seed, 
   const float* in = values.const_data_ptr<float>();
   auto* out = static_cast<uint16_t*>(to.data_ptr());
   at::parallel_for(0, values.numel(), cpu::kGrainElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t draw = rounding_draw(seed, static_cast<uint64_t>(i / kRoundingGroup));
+      const uint32_t factor = rounding_factor(static_cast<int>(i % kRoundingGroup), state);
       out[i] = static_cast<uint16_t>(
-          stochastic_bf16_bits(std::bit_cast<uint32_t>(in[i]),
-                               rounding_bits(rounding_draw(seed, static_cast<uint64_t>(i)), state)));
+          stochastic_bf16_bits(std::bit_cast<uint32_t>(in[i]), rounding_bits(draw, factor)));
+    }
   });
 }
 

@@ -18,22 +18,31 @@ struct AdamWScalars {
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
 };
 
-// The random bits that round the states of an element: 32 for the element of that number in a step's buffer,
-// from which each state takes 16 of its own. One draw serves all three, and it is short, for hashing costs as
-// much as the update itself. A bijection of the lower 32 bits of the number (Wellons, hash prospector:
-// lowbias32) over a seed of the step and buffer.
-HEARTH_HOST_DEVICE uint32_t rounding_draw(uint64_t seed, uint64_t number) {
-  uint32_t x = static_cast<uint32_t>(number) ^ static_cast<uint32_t>(seed);
-  x += static_cast<uint32_t>(number >> 32) * 0x9e3779b9u + static_cast<uint32_t>(seed >> 32);
+enum class AdamWState { Master, ExpAvg, ExpAvgSq };
+
+// A bijection that mixes well (Wellons, hash prospector: lowbias32).
+HEARTH_HOST_DEVICE constexpr uint32_t mix_32(uint32_t x) {
   x = (x ^ (x >> 16)) * 0x7feb352du;
   x = (x ^ (x >> 15)) * 0x846ca68bu;
   return x ^ (x >> 16);
 }
 
-enum class AdamWState { Master, ExpAvg, ExpAvgSq };
-HEARTH_HOST_DEVICE uint32_t rounding_bits(uint32_t draw, AdamWState state) {
-  if (state == AdamWState::Master) return draw & 0xffffu;
-  return (state == AdamWState::ExpAvg ? draw : draw * 0x9e3779b9u) >> 16;
+// The random bits that round the states: kRoundingGroup elements that follow a multiple of it share one draw,
+// and each state of each of them takes the upper half of that draw times an odd factor of its own. A product
+// with an odd number is a bijection, so every state sees each of the 2^16 values equally often, and factors
+// without a simple ratio keep the products apart (a multiplicative congruential generator, Lehmer). A hash
+// for each state would take longer than the update and its memory.
+constexpr int kRoundingGroup = 8;
+HEARTH_HOST_DEVICE uint32_t rounding_draw(uint64_t seed, uint64_t group) {
+  const uint32_t x = static_cast<uint32_t>(group) ^ static_cast<uint32_t>(seed);
+  return mix_32(x + static_cast<uint32_t>(group >> 32) * 0x9e3779b9u + static_cast<uint32_t>(seed >> 32));
+}
+// `place` in the group, from 0; a constant where that is one.
+HEARTH_HOST_DEVICE constexpr uint32_t rounding_factor(int place, AdamWState state) {
+  return mix_32(3u * static_cast<uint32_t>(place) + static_cast<uint32_t>(state) + 1u) | 1u;
+}
+HEARTH_HOST_DEVICE uint32_t rounding_bits(uint32_t draw, uint32_t factor) {
+  return (draw * factor) >> 16;
 }
 
 // The bits of a float rounded to bf16 up or down with probabilities that make it right on average: what is

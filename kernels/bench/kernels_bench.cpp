@@ -252,12 +252,14 @@ void bench_vocab_parallel(Table& table, int64_t rows, int64_t vocab) {
 }
 
 void bench_adamw(Table& table, int64_t count) {
+  // The norms of a model: 128 rows of 4096 without decay, spread over the buffer.
+  const at::Tensor norms = at::arange(128, kInt64).mul(count / 128);
   AdamWStep step{.master = at::randn({count}, kFp32),
                  .grad = at::randn({count}, kFp32),
                  .exp_avg = at::randn({count}, kFp32),
                  .exp_avg_sq = at::rand({count}, kFp32),
                  .model_param = at::empty({count}, kBf16),
-                 .no_decay_ranges_R2 = {},
+                 .no_decay_ranges_R2 = at::stack({norms, norms.add(4096)}, 1),
                  .lr = 1e-4,
                  .weight_decay = 0.1,
                  .step = 10,

@@ -153,7 +153,8 @@ BOOST_AUTO_TEST_CASE(a_buffer_at_any_offset_gives_the_same_values) {
 }
 
 BOOST_DATA_TEST_CASE(sum_of_squares_is_exact_to_double_rounding,
-                     bdata::make({0, 1, 3, 4, 8191, 8192, 8193, 100003, 1000000}), size) {
+                     bdata::make({0, 1, 3, 4, 8191, 8192, 8193, 32767, 32768, 32769, 100003, 1000000}),
+                     size) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
     for (const int64_t offset : {0, 1}) {  // 1: from an address that no vector load takes
       const at::Tensor x = random_tensor({size + offset}, dtype, 103).narrow(0, offset, size);
@@ -212,6 +213,52 @@ BOOST_DATA_TEST_CASE(states_in_bf16_are_rounded_to_a_neighbour_and_right_on_aver
       }
       // A draw's variance is at most a quarter; five standard deviations of the sum.
       BOOST_TEST(std::abs(bias) <= 5 * std::sqrt(spread) + 0.01 * static_cast<double>(size));
+    }
+  }
+}
+
+// What a group of elements shares must not show: each stream of bits is uniform, and no two move together.
+BOOST_AUTO_TEST_CASE(random_bits_of_a_group_are_uniform_and_apart) {
+  constexpr int kStreams = 3 * kRoundingGroup, kGroups = 1 << 14;
+  std::vector<double> values(static_cast<size_t>(kStreams * kGroups));  // mean 0, variance 1
+  for (int g = 0; g < kGroups; ++g) {
+    const uint32_t draw = rounding_draw(0x123456789abcdefull, static_cast<uint64_t>(g));
+    for (int k = 0; k < kStreams; ++k) {
+      const uint32_t bits = rounding_bits(draw, rounding_factor(k / 3, static_cast<AdamWState>(k % 3)));
+      BOOST_TEST_REQUIRE(bits <= 0xffffu);
+      values[static_cast<size_t>(k * kGroups + g)] = ((bits + 0.5) / 65536.0 - 0.5) * std::sqrt(12.0);
+    }
+  }
+  // A mean of kGroups products of independent standardised draws: standard deviation at most 1 /
+  // sqrt(kGroups). Of some 600 of them the largest is within 5 of those.
+  const double allowed = 5 / std::sqrt(static_cast<double>(kGroups));
+  const auto mean_product = [&](int j, int k) {
+    double sum = 0;
+    for (int g = 0; g < kGroups; ++g)
+      sum += values[static_cast<size_t>(j * kGroups + g)] *
+             (k < 0 ? 1.0 : values[static_cast<size_t>(k * kGroups + g)]);
+    return sum / kGroups;
+  };
+  for (int j = 0; j < kStreams; ++j) {
+    BOOST_TEST(std::abs(mean_product(j, -1)) <= allowed);
+    for (int k = 0; k < j; ++k) BOOST_TEST(std::abs(mean_product(j, k)) <= allowed, j << " and " << k);
+  }
+}
+
+// The fast kernel rounds without a look at NaNs unless there is one.
+BOOST_DATA_TEST_CASE(what_is_not_finite_stays_so_in_bf16_states, bdata::make({1, 8, 1027}), size) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::nanf(""), -std::nanf("")}) {
+    AdamWStep step = make_step(size, {});
+    step.model_param = at::Tensor();
+    for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq})
+      step.*state = (step.*state).to(at::kBFloat16);
+    step.grad = random_tensor({size}, at::kBFloat16, 110);
+    step.grad.select(0, size - 1).fill_(bad);
+    adamw_step_op(step);
+    for (auto state : {&AdamWStep::master, &AdamWStep::exp_avg, &AdamWStep::exp_avg_sq}) {
+      const auto got = values<double>((step.*state).to(at::kFloat));
+      // An infinite gradient makes infinite moments and their ratio NaN.
+      for (size_t i = 0; i < got.size(); ++i) BOOST_TEST(std::isfinite(got[i]) == (i + 1 < got.size()));
     }
   }
 }
