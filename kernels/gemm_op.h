@@ -17,8 +17,9 @@ namespace hearth::kernels {
 // deterministic mode is on. `file` keeps the outcome over runs; call before the first product, once.
 void keep_gemm_plans(std::unique_ptr<GemmPlanFile> file);
 
-// x: [N, K]; w: [M, K]; bias: [M] or undefined; residual: [N, M] or undefined, added to every element before
-// the one rounding; one dtype, contiguous. Returns y [N, M].
+// x: [N, K]; w: [M, K]; bias: [M] or undefined; residual: [N, M] or undefined, added to the product where
+// it is stored; one dtype, contiguous. Returns y [N, M]. In bf16 some of cuBLASLt's kernels round the product
+// before they add to it, as two operations after each other would; the same holds for sums in bf16 below.
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},
                              KernelPath path = KernelPath::Fused, const at::Tensor& residual_NM = {});
 
@@ -28,7 +29,7 @@ at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w
                                     GradientWrite write = GradientWrite::Overwrite);
 
 // dw_accum [M, K] += dy^T x, or = where it is to be overwritten; where db_accum is not null, *db_accum [M] +=
-// column sums of dy. Both are contiguous, fp32 or the dtype of dy: summed in fp32, rounded once a call.
+// column sums of dy. Both are contiguous, fp32 or the dtype of dy: summed in fp32 within a call.
 void linear_backward_weight_op(const at::Tensor& dy_NM, const at::Tensor& x_NK, at::Tensor& dw_accum_MK,
                                at::Tensor* db_accum_M = nullptr, GradientWrite write = GradientWrite::Add,
                                KernelPath path = KernelPath::Fused);
