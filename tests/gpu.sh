@@ -42,6 +42,7 @@ pack() {
     "$build/tests/integration/integration_dump_samples"; do
     if [ -x "$program" ]; then strip -o "$target/bin/$(basename "$program")" "$program"; else echo "not built: $program" >&2; fi
   done
+  tar -C "$target" -cz --remove-files bin >"$target/tests.tar.gz"
   # The sanitizer is a part of the toolkit that a GPU machine need not have.
   sanitizer=${HEARTH_SANITIZER_DIR:-${CUDA_HOME:-/usr/local/cuda}/compute-sanitizer}
   if [ -x "$sanitizer/compute-sanitizer" ]; then
@@ -82,9 +83,9 @@ unpack() {
   if [ -e "$folder/sanitizer.tar.gz" ]; then tar -C "$work" -xzf "$folder/sanitizer.tar.gz"; fi
   # Test programs find libraries as the bundle's own program does: a wrapper per program.
   local program
-  mkdir -p "$work/bin"
-  for program in "$folder"/bin/*; do
-    cp "$program" "$bundle/bin/"
+  tar -C "$work" -xzf "$folder/tests.tar.gz"
+  for program in "$work"/bin/*; do
+    mv "$program" "$bundle/bin/"
     sed "s|bin/hearth|bin/$(basename "$program")|" "$bundle/hearth" >"$bundle/$(basename "$program")"
     chmod +x "$bundle/$(basename "$program")"
   done

@@ -1,7 +1,7 @@
 """The loss curve of a real run in bf16 on one GPU beside PyTorch's: 300 steps of a 33M-parameter Llama on real text, as
-`hearth train` does it by default (cuDNN attention, fused kernels, a CUDA graph where it is faster, documents apart), and three
-runs of transformers' Llama from the same weights over the same samples, with the same AdamW, clipping and learning rates:
-fp32 (the truth), bf16 with fp32 master weights and gradients, and the same with other micro-batches and unfused attention,
+`hearth train` does it by default (cuDNN attention, fused kernels, a CUDA graph where it is faster, documents apart) and again with
+other micro-batches and FlashAttention (hearth'), and three runs of transformers' Llama from the same weights over the same samples,
+with the same AdamW, clipping and learning rates: fp32 (the truth), bf16 with fp32 master weights and gradients, and the same with other micro-batches and unfused attention,
 which shows what rounding alone does to such a curve. Exits with 1 unless Hearth's smoothed curve stays as near to fp32 as
 PyTorch's own bf16 curves do (twice their distance is allowed).
     gpu_curve.py DUMP_SAMPLES [FILE.jsonl]      FILE: lines of {"text": ...}, say the quickstart's english.jsonl; without it the text
@@ -110,7 +110,7 @@ def train_in_pytorch(start, stream, dtype, micro, attention):
     return torch.stack(losses).tolist()
 
 
-def train_in_hearth(workspace):
+def train_in_hearth(workspace, name, *sets):
     changes = {f"model__{key}": value for key, value in SHAPE.items()} | {f"optimizer__{key}": value for key, value in OPTIMIZER.items()}
     # weight_decay, betas and eps are the defaults of both sides: said here so that a changed default shows.
     changes.update(model__init_from="start", data__seq_length=SEQ, data__validation=[], training__train_iters=STEPS,
@@ -118,13 +118,14 @@ def train_in_hearth(workspace):
                    optimizer__weight_decay=0.1, optimizer__adam_beta1=0.9, optimizer__adam_beta2=0.95, optimizer__adam_eps=1e-8)
     config = workspace.write_config("curve.yaml", **changes)
     # Not Workspace.train: that asks for deterministic mode, and with it for other kernels than a user's.
-    done = hearth(["train", config, "--device", device(), "--set", "checkpoint.save=runs/curve"], workspace.folder, timeout=170)
+    words = [word for value in (f"checkpoint.save=runs/{name}", *sets) for word in ("--set", value)]
+    done = hearth(["train", config, "--device", device(), *words], workspace.folder, timeout=170)
     for line in done.stderr.splitlines():
         if "event=cuda_graph" in line:
             print(f"     {line}")
-    metrics = workspace.metrics("curve")
+    metrics = workspace.metrics(name)
     rates = [abs(metrics[s + 1]["learning_rate"] / learning_rate(s, **OPTIMIZER) - 1) for s in range(STEPS)]
-    return workspace.losses("curve", STEPS), max_or_nan(rates)
+    return workspace.losses(name, STEPS), max_or_nan(rates)
 
 
 def smooth(losses):
@@ -143,10 +144,11 @@ def print_curves(curves):
 
 
 def compare(curves, report):
-    fp32, plain, other, ours = (curves[name] for name in ("torch fp32", "torch bf16", "torch bf16'", "hearth"))
+    fp32, plain, other, ours, ours_again = (curves[name] for name in ("torch fp32", "torch bf16", "torch bf16'", "hearth", "hearth'"))
     figures = {"hearth - torch bf16": distance(ours, plain), "torch bf16 - torch bf16'": distance(plain, other),
-               "hearth - torch fp32": distance(ours, fp32), "torch bf16 - torch fp32": distance(plain, fp32),
-               "torch bf16' - torch fp32": distance(other, fp32)}
+               "hearth - hearth'": distance(ours, ours_again),
+               "hearth - torch fp32": distance(ours, fp32), "hearth' - torch fp32": distance(ours_again, fp32),
+               "torch bf16 - torch fp32": distance(plain, fp32), "torch bf16' - torch fp32": distance(other, fp32)}
     print(f"largest distance of the curves smoothed over {WINDOW} steps, in nats:")
     for name, value in figures.items():
         print(f"     {name:<26} {value:.2e}")
@@ -177,8 +179,9 @@ def run(workspace, tool):
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(samples)} samples of {SEQ} tokens, "
         f"{documents / len(samples):.1f} documents in each")
     curves = {}
-    curves["hearth"], rate_error = train_in_hearth(workspace)
-    say("hearth")
+    curves["hearth"], rate_error = train_in_hearth(workspace, "curve")
+    curves["hearth'"], _ = train_in_hearth(workspace, "other", f"training.micro_batch_size={MICRO // 2}", "training.attention_backend=flash")
+    say("hearth, twice")
     for name, *how in (("torch bf16", torch.bfloat16, MICRO, FUSED), ("torch bf16'", torch.bfloat16, MICRO // 2, PLAIN),
                        ("torch fp32", torch.float32, BATCH, PLAIN)):
         curves[name] = train_in_pytorch(workspace.path("start"), stream, *how)

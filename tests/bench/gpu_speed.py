@@ -21,6 +21,7 @@ BF16_STATES = {"precision.main_params_dtype": "none", "precision.main_grads_dtyp
 LORA = BF16_STATES | {"objective.lora_rank": 16, "objective.lora_alpha": 32}
 DISTILL = BF16_STATES | {"objective.logit_kl_temperature": 2.0}
 UNTIED = {"model.tie_word_embeddings": "false"}  # the peers' models are
+KEEP = {"recompute.granularity": "none"}  # outputs of norms and SwiGLU too, where memory is left
 
 
 def case(preset, seq, mbs, accum=1, peer=None, sets=BF16_STATES, published=None, kind="train", teacher=None):
@@ -38,6 +39,8 @@ CASES = {
     "1b_fp32": case("llama-1b", 4096, 4, peer="1b", sets={}),
     "135m": case("smollm2-135m", 2048, 16, peer="135m", sets=BF16_STATES | UNTIED),
     "135m_small": case("smollm2-135m", 2048, 2, peer="135m", sets=BF16_STATES | UNTIED),
+    "1b_keep": case("llama-1b", 4096, 4, peer="1b", sets=BF16_STATES | KEEP),
+    "135m_keep": case("smollm2-135m", 2048, 16, peer="135m", sets=BF16_STATES | UNTIED | KEEP),
     "7b": case("llama-2-7b", 4096, 2, peer="7b"),
     "8b": case("llama-3-8b", 8192, 1, peer="8b"),
     "lora_1b": case("llama-1b", 2048, 4, peer="1b", sets=LORA, kind="lora"),

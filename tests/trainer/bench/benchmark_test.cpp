@@ -19,6 +19,7 @@ BOOST_AUTO_TEST_CASE(kernels_are_told_apart_by_their_names) {
       {"void hearth::kernels::(anonymous namespace)::rms_norm_backward_kernel<float>(...)", "norm"},
       {"hearth::kernels::(anonymous namespace)::head_norm_rope_forward_kernel", "rope"},
       {"hearth::kernels::(anonymous namespace)::cross_entropy_row_kernel", "loss"},
+      {"hearth::kernels::(anonymous namespace)::distillation_gradient_kernel", "loss"},
       {"void cub::DeviceRadixSortOnesweepKernel<...>", "embedding"},
       {"hearth::kernels::(anonymous namespace)::adamw_kernel<4, float>", "optimizer"},
       {"ncclDevKernel_ReduceScatter_Sum_f32_RING_LL", "communication"},
