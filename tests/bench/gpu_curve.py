@@ -1,8 +1,8 @@
 """The loss curve of a real run in bf16 on one GPU beside PyTorch's: 300 steps of a 33M-parameter Llama on real text, as
 `hearth train` does it by default (cuDNN attention, fused kernels, a CUDA graph where it is faster, documents apart) and again with
 other micro-batches and FlashAttention (hearth'), and three runs of transformers' Llama from the same weights over the same samples,
-with the same AdamW, clipping and learning rates: fp32 (the truth), bf16 with fp32 master weights and gradients, and the same with other micro-batches and unfused attention,
-which shows what rounding alone does to such a curve. Exits with 1 unless Hearth's smoothed curve stays as near to fp32 as
+with the same AdamW, clipping and learning rates: fp32 (the truth), bf16 with fp32 master weights and gradients, and the same with
+other micro-batches and unfused attention, which shows what rounding alone does to such a curve. Exits with 1 unless Hearth's smoothed curve stays as near to fp32 as
 PyTorch's own bf16 curves do (twice their distance is allowed).
     gpu_curve.py DUMP_SAMPLES [FILE.jsonl]      FILE: lines of {"text": ...}, say the quickstart's english.jsonl; without it the text
                                                 is the Python code of the installed torch and transformers
