@@ -2,8 +2,9 @@
 after it in the same call, then one table. Each run prints a line of JSON as soon as it ends, so that nothing is lost on a time-out.
     gpu_speed.py [--peer FOLDER [--modes REGEX] | --no-peer] [--timeout SECONDS] [--roofline SECONDS] [CASE ...]
 FOLDER holds torch_train.py (plain PyTorch: --preset --seq --mbs --accum --mode --attn --fp32master, one JSON line),
-run_hf_liger.py (transformers + Liger, needs liger_kernel), run_lora.py (PEFT with and without Liger and compile), torch_kd.py and
-run_kd_liger.py; default $HEARTH_PEER. What it lacks is left out. gpu_finetune.py measures LoRA and distillation as a user runs them,
+run_hf_liger.py (transformers + Liger, needs liger_kernel), run_titan.sh (TorchTitan, needs torchtitan; its GiB are what it
+reserved), run_lora.py (PEFT with and without Liger and compile), torch_kd.py and run_kd_liger.py; default $HEARTH_PEER. What it
+lacks is left out. gpu_finetune.py measures LoRA and distillation as a user runs them,
 from files. TFLOP/s are 6 x (parameters that multiply) + causal attention, on both sides. A case without a
 peer's script has a figure of another card, which gives no ratio."""
 import argparse
@@ -120,11 +121,15 @@ def peer_commands(c, folder):
     if os.path.exists(liger) and importlib.util.find_spec("liger_kernel"):
         commands["Liger, compile, cuDNN"] = [sys.executable, liger, c["peer"], *size, "flce+compile", "--cudnn", "--accum", str(c["accum"])] + \
             (["--fp32"] if master else [])
+    titan = os.path.join(folder, "run_titan.sh")
+    if c["accum"] == 1 and os.path.exists(titan) and importlib.util.find_spec("torchtitan"):
+        commands["TorchTitan"] = ["env", f"PYTHON={sys.executable}", "bash", titan, c["peer"].upper(), *size, "fp32" if master else "bf16", "none", "no"]
     return commands
 
 
 def peer_figures(found):
-    return {"tokens_per_s": found["tok_s"], "tflops": found.get("tflops", found.get("tflops_causal")), "peak_gib": found["peak_gib"]}
+    return {"tokens_per_s": found["tok_s"], "tflops": found.get("tflops", found.get("tflops_causal")),
+            "peak_gib": found.get("peak_gib", found.get("peak_reserved_gib"))}
 
 
 def measure(name, options):
