@@ -84,7 +84,7 @@ __device__ __forceinline__ void store_state(void* to, int64_t begin, const float
       Vec<uint32_t, kVec / 2> out;
 #pragma unroll
       for (int i = 0; i < kVec; i += 2) out.at[i / 2] = __byte_perm(sums[i], sums[i + 1], 0x7632);
-      *reinterpret_cast<Vec<uint32_t, kVec / 2>*>(static_cast<T*>(to) + begin) = out;
+      store(reinterpret_cast<uint32_t*>(static_cast<T*>(to) + begin), out);
     }
   }
 }

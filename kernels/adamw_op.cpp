@@ -5,6 +5,7 @@
 #include <ATen/ops/full.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <vector>
@@ -93,12 +94,14 @@ void for_each_piece(const std::vector<Range>& ranges, int64_t begin, int64_t end
 void round_state(const at::Tensor& to, const at::Tensor& values, uint64_t seed, AdamWState state) {
   const float* in = values.const_data_ptr<float>();
   auto* out = static_cast<uint16_t*>(to.data_ptr());
+  std::array<uint32_t, kRoundingGroup> factors;
+  for (int place = 0; place < kRoundingGroup; ++place)
+    factors[static_cast<size_t>(place)] = rounding_factor(place, state);
   at::parallel_for(0, values.numel(), cpu::kGrainElements, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t draw = rounding_draw(seed, static_cast<uint64_t>(i / kRoundingGroup));
-      const uint32_t factor = rounding_factor(static_cast<int>(i % kRoundingGroup), state);
-      out[i] = static_cast<uint16_t>(
-          stochastic_bf16_bits(std::bit_cast<uint32_t>(in[i]), rounding_bits(draw, factor)));
+      const uint32_t random = rounding_bits(draw, factors[static_cast<size_t>(i % kRoundingGroup)]);
+      out[i] = static_cast<uint16_t>(stochastic_bf16_bits(std::bit_cast<uint32_t>(in[i]), random));
     }
   });
 }

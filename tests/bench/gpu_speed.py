@@ -4,9 +4,8 @@ after it in the same call, then one table. Each run prints a line of JSON as soo
 FOLDER holds torch_train.py (plain PyTorch: --preset --seq --mbs --accum --mode --attn --fp32master, one JSON line),
 run_hf_liger.py (transformers + Liger, needs liger_kernel), run_titan.sh (TorchTitan, needs torchtitan; its GiB are what it
 reserved), run_lora.py (PEFT with and without Liger and compile), torch_kd.py and run_kd_liger.py; default $HEARTH_PEER. What it
-lacks is left out. gpu_finetune.py measures LoRA and distillation as a user runs them,
-from files. TFLOP/s are 6 x (parameters that multiply) + causal attention, on both sides. A case without a
-peer's script has a figure of another card, which gives no ratio."""
+lacks is left out. gpu_finetune.py measures LoRA and distillation as a user runs them, from files. TFLOP/s are 6 x (parameters that
+multiply) + causal attention, on both sides. A case without a peer's script has a figure of another card, which gives no ratio."""
 import argparse
 import importlib.util
 import json

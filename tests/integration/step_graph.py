@@ -3,7 +3,7 @@ with several micro-batches and with adapters; with documents, whose number chang
 the noise of its backward pass; over a validation, a sample and a save between steps, and resumed."""
 import sys
 
-from fixture import Report, Workspace, device, hearth, train_arguments
+from fixture import Report, Workspace, device
 
 STEPS = 40
 
@@ -37,8 +37,8 @@ def main():
         noise = max(abs(a - b) / b for a, b in zip(again, eager))
         # The last bits of dq differ between any two runs; 40 steps of bf16 make at most 1e-2 of that (facts of precision.py).
         report.close_losses(f"documents (two eager runs differ by {noise:.1e})", graph, eager, 1e-3, 1e-2)
-        log = hearth(train_arguments("documents_graph2", sets=["training.cuda_graph=on", "training.deterministic_mode=false", "precision.dtype=bf16", *documents,
-                                                               "training.train_iters=12"]), workspace.folder, ranks=1).stderr
+        log = workspace.train("documents_graph2", sets=["training.cuda_graph=on", "training.deterministic_mode=false", "precision.dtype=bf16",
+                                                        *documents, "training.train_iters=12"]).stderr
         report.check("no reason against a graph was found", "state=off" not in log, log[-2000:])
     report.finish()
 
