@@ -18,12 +18,18 @@ namespace hearth::kernels {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what NVIDIA recommends for Hopper
-constexpr int kCandidates = 16;                       // algorithms that are timed
-constexpr int kUsesBeforeTuning =
-    2;                      // of a shape: lengths of prompts come once, shapes of training come back
-constexpr int kRounds = 3;  // every candidate is timed once in each, so that a warming card is fair to all
-constexpr float kRoundMilliseconds = 8.0f;  // long enough for the card's power limit to act as in training
-constexpr float kWorthChanging = 0.995f;    // of the heuristic's time; closer ones are noise
+// Lengths of prompts come once, shapes of training come back.
+constexpr int kUsesBeforeTuning = 2;
+constexpr int kCandidates = 16;  // algorithms that are timed in short turns
+constexpr float kTurnMilliseconds = 3.0f;
+constexpr float kWorthChanging = 0.995f;  // of the heuristic's time; closer ones are noise
+// The fastest of those are timed again, each for so long that the card's power limit settles on it alone: in
+// training that limit rules, and then the algorithm that takes the least energy is the fastest.
+constexpr float kSettleMilliseconds = 40.0f, kSettledMilliseconds = 60.0f;
+constexpr float kFinalistWithin = 1.06f;  // of the fastest short turn
+constexpr size_t kFinalists = 5;
+constexpr double kFinalFlops = 1e11;  // smaller products do not fill a card to its limit
+constexpr size_t kRounds = 3;  // every one is timed once in each, so that a warming card is fair to all
 
 void check(cublasStatus_t status, const char* call, const GemmArgs& a) {
   HEARTH_CHECK(status == CUBLAS_STATUS_SUCCESS, Cuda, "{}: {} for m={} n={} k={} {} -> {}", call,
@@ -192,6 +198,21 @@ Plan make_plan(cublasLtHandle_t handle, const GemmArgs& a) {
   return plan;
 }
 
+// An algorithm of a product, and how long a call of it took.
+struct Candidate {
+  cublasLtMatmulAlgo_t algorithm;
+  float once = 0;  // milliseconds, roughly
+  std::array<float, kRounds> milliseconds{};
+  float handicap = 1.0f;
+
+  float median() const {
+    auto sorted = milliseconds;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[kRounds / 2] * handicap;
+  }
+  bool operator<(const Candidate& other) const { return median() < other.median(); }
+};
+
 // Milliseconds of `count` calls of `run`, back to back.
 class Stopwatch {
  public:
@@ -269,34 +290,40 @@ void GemmContext::Impl::tune(Plan& plan, const GemmArgs& args, cudaStream_t stre
     }
   }
   void* out = scratch ? scratch : args.d;
-  struct Timed {
-    cublasLtMatmulAlgo_t algorithm;
-    int calls;
-    std::array<float, kRounds> milliseconds;  // of a call
-  };
-  std::vector<Timed> timed;
   Stopwatch watch;
+  // Milliseconds of a call of `candidate`, from calls for about so long.
+  const auto time = [&](const Candidate& candidate, float milliseconds) {
+    const int calls = std::max(1, static_cast<int>(milliseconds / std::max(candidate.once, 1e-3f)));
+    return watch.time(calls, stream, [&] { multiply(plan, candidate.algorithm, args, out, stream); }) /
+           static_cast<float>(calls);
+  };
+  std::vector<Candidate> ranked;
   for (const auto& algorithm : candidates(handle, plan, args, kCandidates)) {
     if (multiply(plan, algorithm, args, out, stream) != CUBLAS_STATUS_SUCCESS)
       continue;  // and loads its code
-    const float once = watch.time(1, stream, [&] { multiply(plan, algorithm, args, out, stream); });
-    timed.push_back(
-        {algorithm, std::max(1, static_cast<int>(kRoundMilliseconds / std::max(once, 1e-3f))), {}});
+    Candidate& candidate = ranked.emplace_back(Candidate{.algorithm = algorithm});
+    candidate.once = watch.time(1, stream, [&] { multiply(plan, algorithm, args, out, stream); });
   }
   for (size_t round = 0; round < kRounds; ++round)
-    for (Timed& candidate : timed)
-      candidate.milliseconds[round] = watch.time(candidate.calls, stream, [&] {
-        multiply(plan, candidate.algorithm, args, out, stream);
-      }) / static_cast<float>(candidate.calls);
-  const auto median = [](const Timed& candidate) {
-    auto sorted = candidate.milliseconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[kRounds / 2];
-  };
-  const auto fastest = std::min_element(
-      timed.begin(), timed.end(), [&](const Timed& a, const Timed& b) { return median(a) < median(b); });
-  if (fastest != timed.end() && median(*fastest) < kWorthChanging * median(timed.front()))
-    plan.tuned = fastest->algorithm;
+    for (Candidate& candidate : ranked) candidate.milliseconds[round] = time(candidate, kTurnMilliseconds);
+  // Of equal ones the heuristic's first.
+  if (!ranked.empty()) ranked.front().handicap = kWorthChanging;
+  std::stable_sort(ranked.begin(), ranked.end());
+  const double flops =
+      2.0 * static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
+  if (flops >= kFinalFlops && ranked.size() > 1) {
+    std::erase_if(ranked, [limit = kFinalistWithin * ranked.front().median()](const Candidate& candidate) {
+      return candidate.median() > limit;
+    });
+    if (ranked.size() > kFinalists) ranked.resize(kFinalists);
+    for (size_t round = 0; round < kRounds && ranked.size() > 1; ++round)
+      for (Candidate& candidate : ranked) {
+        time(candidate, kSettleMilliseconds);
+        candidate.milliseconds[round] = time(candidate, kSettledMilliseconds);
+      }
+    std::stable_sort(ranked.begin(), ranked.end());
+  }
+  if (!ranked.empty()) plan.tuned = ranked.front().algorithm;
   if (scratch) HEARTH_CUDA_CHECK(cudaFreeAsync(scratch, stream));
   if (!file) return;
   GemmAlgorithm bytes{};

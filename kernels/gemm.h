@@ -2,8 +2,10 @@
 // calls. The context keeps a handle, a workspace and one plan (descriptors and an algorithm) per shape,
 // layout and dtype, so that a repeated product costs one library call. A plan begins with the algorithm that
 // cuBLASLt's heuristic ranks first; a product that comes back is timed once with the best-ranked ones on its
-// own operands, and goes on with the fastest. The same algorithm always gives the same bits; which one wins
-// may differ between machines, so deterministic runs do not tune.
+// own operands, large ones for as long as the card takes to settle at its power limit (an algorithm that is
+// fastest alone may take more energy, and be slower in training), and goes on with the fastest. The same
+// algorithm always gives the same bits; which one wins may differ between machines, so deterministic runs do
+// not tune.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -49,8 +51,8 @@ class GemmContext {
   GemmContext& operator=(const GemmContext&) = delete;
 
   // Enqueues on `stream`. Synchronizes and allocates only where a shape is tuned: once, at its third product,
-  // never while the stream is captured into a graph. Throws Error{Cuda} when cuBLASLt refuses, with the
-  // shape.
+  // for up to two seconds, never while the stream is captured into a graph. Throws Error{Cuda} when cuBLASLt
+  // refuses, with the shape.
   void run(const GemmArgs& args, cudaStream_t stream);
 
  private:
