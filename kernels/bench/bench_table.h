@@ -19,8 +19,8 @@ int64_t sets_for(double bytes);
 
 class Table {
  public:
-  // Measures the rate of a copy, then prints it and the heading. Rows are wanted of operations that `filter`
-  // is in.
+  // Measures the rate of a large copy, then prints it and the heading. Rows are wanted of operations that
+  // `filter` is in.
   explicit Table(std::string filter);
   bool wants(const std::string& op) const { return op.find(filter_) != std::string::npos; }
 
@@ -31,6 +31,7 @@ class Table {
     return out;
   }
 
+  // A row has the rate in percent of a large copy's and of a copy's of as many bytes, measured alike.
   // Each measures `ours` and `aten`, which make sets_for(bytes) sets, and prints a row.
   void memory_row(const std::string& op, const std::string& shape, double bytes, const Body& ours,
                   const Body& aten);
