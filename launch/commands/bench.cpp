@@ -120,6 +120,7 @@ nlohmann::ordered_json to_json(const Report& r) {
                                {"power_watts", d->power_watts},
                                {"power_limit_watts", d->power_limit_watts}};
   for (const auto& [kind, seconds] : r.result.kernels.by_kind) json["kernel_ms"][kind] = 1e3 * seconds;
+  if (!r.result.kernels.by_kind.empty()) json["device_idle_ms"] = 1e3 * r.result.kernels.idle;
   for (const auto& [name, seconds] : r.result.kernels.by_name)
     json["kernel_ms_by_name"][name] = 1e3 * seconds;
   if (const auto& f = r.roofline)
@@ -165,6 +166,7 @@ void print_text(const Report& r) {
     fmt::print("{:<11} {:8.2f} ms  {:4.1f}%  {}\n",
                &kind == &r.result.kernels.by_kind.front().first ? "kernels" : "", 1e3 * seconds,
                100 * seconds / kernels, kind);
+  if (kernels > 0) fmt::print("            {:8.2f} ms         idle\n", 1e3 * r.result.kernels.idle);
   if (const auto& f = r.roofline)
     fmt::print(
         "roofline    {:.2f} ms = GEMM {:.2f} at {:.0f} TFLOP/s + attention {:.2f} at {:.0f} TFLOP/s + bytes "

@@ -11,8 +11,6 @@
 namespace hearth {
 namespace {
 
-constexpr int64_t kPool = 8;  // micro-batches that the steps take in turn
-
 // Lengths as of text on the web: log-normal with a wide spread.
 std::vector<int32_t> document_starts(const CounterRng& rng, uint64_t& draw, int64_t seq_length,
                                      double mean_length) {
@@ -50,18 +48,19 @@ class Bench {
       : config_(config), device_(device), model_(config, groups, device, others) {
     model_.allow_graphs(config, log);
     model_.start(static_cast<uint64_t>(config.training.seed), others.init_from);
-    for (int64_t i = 0; i < kPool; ++i)
-      pool_.push_back(
-          random_samples(config, groups.coordinate(MeshAxis::Dp) * kPool + i, options.mean_document_length));
+    // Every step has samples of its own, as in training: seen again they would be learnt by heart.
+    const int64_t count =
+        model_.micro_batches_per_step() * (options.warm_up + options.steps + kTracedRepeats);
+    for (int64_t i = 0; i < count; ++i)
+      samples_.push_back(
+          random_samples(config, groups.coordinate(MeshAxis::Dp) * count + i, options.mean_document_length));
   }
 
   // Seconds of one step.
   double step() {
     const auto begin = std::chrono::steady_clock::now();
     const DocumentMask mask = document_mask(config_.data);
-    const auto next = [&] {
-      return model_.training_micro_batch(pool_[static_cast<size_t>(taken_++ % kPool)], mask);
-    };
+    const auto next = [&] { return model_.training_micro_batch(samples_.at(taken_++), mask); };
     const StepTotals totals =
         model_.sum_over_ranks(model_.forward_backward(next, {}), /*stop_requested=*/false);
     ++steps_;
@@ -80,8 +79,9 @@ class Bench {
   const ExperimentConfig& config_;
   at::Device device_;
   ParallelModel model_;
-  std::vector<std::vector<Sample>> pool_;
-  int64_t taken_ = 0, steps_ = 0;
+  std::vector<std::vector<Sample>> samples_;  // of each micro-batch
+  size_t taken_ = 0;
+  int64_t steps_ = 0;
   double loss_ = 0;
 };
 
@@ -119,7 +119,7 @@ BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroup
   }
   result.device = monitor.stop();
   result.allocations = device_allocator_calls(device) - calls_before;
-  if (options.kinds) result.kernels = kernel_time(device, [&] { bench.step(); });
+  result.kernels = kernel_time(device, [&] { bench.step(); });
   result.loss = bench.loss();
   result.peak_memory_bytes = bench.peak_memory();
   result.reserved_memory_bytes = peak_reserved_memory(device);

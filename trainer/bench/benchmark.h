@@ -20,7 +20,6 @@ struct BenchmarkOptions {
   // Of the documents in a sample, log-normal; 0: one document fills it. Counts with
   // data.reset_attention_mask.
   double mean_document_length = 0;
-  bool kinds = true;  // one more step, under the profiler
 };
 
 struct BenchmarkResult {
@@ -30,7 +29,7 @@ struct BenchmarkResult {
   int64_t reserved_memory_bytes = 0;  // most that the allocator took from the device
   int64_t allocations = 0;            // calls of the device's allocator during the measured steps
   std::optional<DeviceReadings> device;
-  KernelTime kernels;  // of one step
+  KernelTime kernels;  // of one step, from a few more under the profiler
 };
 
 BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,

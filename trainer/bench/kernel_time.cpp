@@ -84,17 +84,30 @@ KernelTime kernel_time(at::Device device, const std::function<void()>& work) {
   synchronize(device);
   profiler::prepareProfiler(config, activities);
   profiler::enableProfiler(config, activities);
-  work();
+  // The first follows a pause, in which the card cooled: it is not counted.
+  for (int i = 0; i < kTracedRepeats; ++i) work();
   synchronize(device);
   const auto result = profiler::disableProfiler();
+  std::vector<const profiler::KinetoEvent*> events;
+  for (const auto& event : result->events())
+    if (event.deviceType() == c10::DeviceType::CUDA) events.push_back(&event);
+  std::sort(events.begin(), events.end(), [](auto* a, auto* b) { return a->startNs() < b->startNs(); });
+  events.erase(events.begin(), events.begin() + static_cast<std::ptrdiff_t>(events.size() / kTracedRepeats));
+  const auto seconds = [](auto nanoseconds) {
+    return static_cast<double>(nanoseconds) * 1e-9 / (kTracedRepeats - 1);
+  };
+  KernelTime time;
   std::map<std::string, double> by_kind, by_name;
-  for (const auto& event : result->events()) {
-    if (event.deviceType() != c10::DeviceType::CUDA) continue;
-    const double seconds = static_cast<double>(event.durationNs()) * 1e-9;
-    by_kind[std::string(kind_of_kernel(event.name()))] += seconds;
-    by_name[short_name(event.name())] += seconds;
+  auto busy_until = events.empty() ? 0 : events.front()->startNs();
+  for (const auto* event : events) {
+    by_kind[std::string(kind_of_kernel(event->name()))] += seconds(event->durationNs());
+    by_name[short_name(event->name())] += seconds(event->durationNs());
+    if (event->startNs() > busy_until) time.idle += seconds(event->startNs() - busy_until);
+    busy_until = std::max(busy_until, event->endNs());
   }
-  return {most_first(by_kind), most_first(by_name)};
+  time.by_kind = most_first(by_kind);
+  time.by_name = most_first(by_name);
+  return time;
 }
 
 }  // namespace hearth
