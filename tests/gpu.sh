@@ -217,7 +217,7 @@ mkdir -p "$logs"
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
 [ $# -gt 0 ] || set -- unit sanitizer layouts parallel precision
 for stage in "$@"; do
-  case $stage in sanitizer | parallel | hang | objectives | verbs | bench) default=600 ;; *) default=240 ;; esac
+  case $stage in sanitizer | parallel | hang | objectives | verbs | bench | curve) default=600 ;; *) default=240 ;; esac
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-$default}))
   case $stage in
     unit | sanitizer | layouts | parallel | trace | hang | objectives | verbs | precision | bench | curve | rate) "stage_$stage" ;;
