@@ -93,6 +93,7 @@ nlohmann::ordered_json to_json(const Report& r) {
       {"build", build_id()},
       {"device", r.device},
       {"layout", r.layout},
+      {"ranks", r.ranks},
       {"parameters", parameter_count(r.config.model)},
       {"precision", precision_text(r.config.precision)},
       {"seq_length", r.config.data.seq_length},
@@ -101,6 +102,7 @@ nlohmann::ordered_json to_json(const Report& r) {
       {"tokens_per_s", r.rate(r.median())},
       {"tokens_per_s_p5", r.rate(quantile(r.result.step_seconds, 0.95))},
       {"tokens_per_s_p95", r.rate(quantile(r.result.step_seconds, 0.05))},
+      {"tokens_per_s_per_rank", r.rate(r.median()) / static_cast<double>(r.ranks)},
       {"step_ms", 1e3 * r.median()},
       {"loss", r.result.loss},
       {"peak_memory_gib", std::ldexp(static_cast<double>(r.result.peak_memory_bytes), -30)},
@@ -123,6 +125,11 @@ nlohmann::ordered_json to_json(const Report& r) {
   if (!r.result.kernels.by_kind.empty()) json["device_idle_ms"] = 1e3 * r.result.kernels.idle;
   for (const auto& [name, seconds] : r.result.kernels.by_name)
     json["kernel_ms_by_name"][name] = 1e3 * seconds;
+  for (const KindOverlap& row : r.result.kernels.communication)
+    json["communication"][row.kind] = {{"calls", row.calls},
+                                       {"ms", static_cast<double>(row.total_ns) * 1e-6},
+                                       {"covered_percent", 100 * row.share()},
+                                       {"exposed_ms", static_cast<double>(row.exposed_ns) * 1e-6}};
   if (const auto& f = r.roofline)
     json["roofline"] = {{"copy_gb_per_s", f->copy_bytes_per_second / 1e9},
                         {"gemm_tflops", f->gemm_flops_per_second / 1e12},
@@ -150,6 +157,9 @@ void print_text(const Report& r) {
   fmt::print("tokens/s    {:.0f}   (p5 {:.0f}, p95 {:.0f} of {} steps; {:.2f} ms a step)\n",
              r.rate(r.median()), r.rate(quantile(r.result.step_seconds, 0.95)),
              r.rate(quantile(r.result.step_seconds, 0.05)), r.result.step_seconds.size(), 1e3 * r.median());
+  if (r.ranks > 1)
+    fmt::print("            {:.0f} on each of {} ranks\n", r.rate(r.median()) / static_cast<double>(r.ranks),
+               r.ranks);
   if (r.counts_flops())
     fmt::print("TFLOP/s     {:.1f}{} with causal attention, {:.1f}{} counted full\n", causal / 1e12,
                mfu(causal), full / 1e12, mfu(full));
@@ -167,6 +177,11 @@ void print_text(const Report& r) {
                &kind == &r.result.kernels.by_kind.front().first ? "kernels" : "", 1e3 * seconds,
                100 * seconds / kernels, kind);
   if (kernels > 0) fmt::print("            {:8.2f} ms         idle\n", 1e3 * r.result.kernels.idle);
+  for (const KindOverlap& row : r.result.kernels.communication)
+    fmt::print("{:<11} {:8.2f} ms  {:4.1f}% covered by compute, {:.2f} ms exposed; {} calls, {}\n",
+               &row == &r.result.kernels.communication.front() ? "exchange" : "",
+               static_cast<double>(row.total_ns) * 1e-6, 100 * row.share(),
+               static_cast<double>(row.exposed_ns) * 1e-6, row.calls, row.kind);
   if (const auto& f = r.roofline)
     fmt::print(
         "roofline    {:.2f} ms = GEMM {:.2f} at {:.0f} TFLOP/s + attention {:.2f} at {:.0f} TFLOP/s + bytes "
@@ -219,6 +234,10 @@ void run_bench_train(const BenchTrainOptions& options, CommandContext& context) 
     result = benchmark_training(config, groups, place.device, options.run,
                                 {.teacher = teacher ? &*teacher : nullptr}, log);
   }
+  // The times are rank 0's (each step ends with a sum over all ranks), the memory is the fullest rank's.
+  result.peak_memory_bytes = control.all_reduce_max(result.peak_memory_bytes, "bench.memory");
+  result.reserved_memory_bytes = control.all_reduce_max(result.reserved_memory_bytes, "bench.memory");
+  result.allocations = control.all_reduce_max(result.allocations, "bench.allocations");
   release_cached_memory(place.device);
   Report report{.config = config,
                 .result = result,

@@ -74,6 +74,48 @@ double KernelTime::total() const {
   return sum;
 }
 
+std::string communication_call(std::string_view kernel) {
+  constexpr std::string_view kPrefix = "ncclDevKernel_";
+  const size_t at = kernel.find(kPrefix);
+  if (at == std::string_view::npos) return "other";
+  const std::string_view call = kernel.substr(at + kPrefix.size());
+  return std::string(call.substr(0, call.find_first_of("_(<")));
+}
+
+KernelTime summarize_kernels(std::vector<KernelSpan> kernels, int repeats) {
+  std::stable_sort(kernels.begin(), kernels.end(),
+                   [](const KernelSpan& a, const KernelSpan& b) { return a.begin_ns < b.begin_ns; });
+  kernels.erase(kernels.begin(),
+                kernels.begin() + static_cast<std::ptrdiff_t>(kernels.size() / static_cast<size_t>(repeats)));
+  const int counted = repeats - 1;
+  const auto seconds = [&](int64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9 / counted; };
+  KernelTime time;
+  std::map<std::string, double> by_kind, by_name;
+  RankTrace trace{.steps = counted};
+  int64_t busy_until = kernels.empty() ? 0 : kernels.front().begin_ns;
+  for (const KernelSpan& kernel : kernels) {
+    const std::string_view kind = kind_of_kernel(kernel.name);
+    by_kind[std::string(kind)] += seconds(kernel.end_ns - kernel.begin_ns);
+    by_name[short_name(kernel.name)] += seconds(kernel.end_ns - kernel.begin_ns);
+    if (kernel.begin_ns > busy_until) time.idle += seconds(kernel.begin_ns - busy_until);
+    busy_until = std::max(busy_until, kernel.end_ns);
+    const bool communicates = kind == "communication";
+    (communicates ? trace.communication : trace.compute)
+        .push_back({communicates ? communication_call(kernel.name) : "", kernel.stream, kernel.begin_ns,
+                    kernel.end_ns});
+  }
+  time.by_kind = most_first(by_kind);
+  time.by_name = most_first(by_name);
+  time.communication = measure_overlap(trace);
+  for (KindOverlap& row : time.communication) {
+    row.calls /= counted;
+    row.total_ns /= counted;
+    row.covered_ns /= counted;
+    row.exposed_ns /= counted;
+  }
+  return time;
+}
+
 KernelTime kernel_time(at::Device device, const std::function<void()>& work) {
   if (!device.is_cuda()) {
     work();
@@ -84,30 +126,15 @@ KernelTime kernel_time(at::Device device, const std::function<void()>& work) {
   synchronize(device);
   profiler::prepareProfiler(config, activities);
   profiler::enableProfiler(config, activities);
-  // The first follows a pause, in which the card cooled: it is not counted.
   for (int i = 0; i < kTracedRepeats; ++i) work();
   synchronize(device);
   const auto result = profiler::disableProfiler();
-  std::vector<const profiler::KinetoEvent*> events;
+  std::vector<KernelSpan> kernels;
   for (const auto& event : result->events())
-    if (event.deviceType() == c10::DeviceType::CUDA) events.push_back(&event);
-  std::sort(events.begin(), events.end(), [](auto* a, auto* b) { return a->startNs() < b->startNs(); });
-  events.erase(events.begin(), events.begin() + static_cast<std::ptrdiff_t>(events.size() / kTracedRepeats));
-  const auto seconds = [](auto nanoseconds) {
-    return static_cast<double>(nanoseconds) * 1e-9 / (kTracedRepeats - 1);
-  };
-  KernelTime time;
-  std::map<std::string, double> by_kind, by_name;
-  auto busy_until = events.empty() ? 0 : events.front()->startNs();
-  for (const auto* event : events) {
-    by_kind[std::string(kind_of_kernel(event->name()))] += seconds(event->durationNs());
-    by_name[short_name(event->name())] += seconds(event->durationNs());
-    if (event->startNs() > busy_until) time.idle += seconds(event->startNs() - busy_until);
-    busy_until = std::max(busy_until, event->endNs());
-  }
-  time.by_kind = most_first(by_kind);
-  time.by_name = most_first(by_name);
-  return time;
+    if (event.deviceType() == c10::DeviceType::CUDA)
+      kernels.push_back({event.name(), event.deviceResourceId(), static_cast<int64_t>(event.startNs()),
+                         static_cast<int64_t>(event.endNs())});
+  return summarize_kernels(std::move(kernels), kTracedRepeats);
 }
 
 }  // namespace hearth

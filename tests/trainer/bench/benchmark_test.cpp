@@ -3,6 +3,7 @@
 #include "trainer/bench/benchmark.h"
 
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 
 #include "trainer/bench/kernel_time.h"
 #include "trainer/bench/roofline.h"
@@ -27,6 +28,35 @@ BOOST_AUTO_TEST_CASE(kernels_are_told_apart_by_their_names) {
       {"void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "copy"},
       {"a kernel that nobody has seen", "other"}};
   for (const auto& [name, kind] : kKinds) BOOST_TEST(kind_of_kernel(name) == kind, name);
+}
+
+// Three equal steps of 100 ns, the first slower: a product, a collective half under it, the optimizer.
+BOOST_AUTO_TEST_CASE(kernels_are_the_mean_of_all_steps_but_the_first) {
+  std::vector<KernelSpan> kernels;
+  for (const int64_t at : {0, 1000, 1100}) {
+    const int64_t slower = at == 0 ? 30 : 0;
+    kernels.push_back({"nvjet_sm90", 7, at, at + 40 + slower});
+    kernels.push_back({"ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL(args)", 9, at + 30, at + 50 + slower});
+    kernels.push_back({"void hearth::kernels::adamw_kernel<4>(args)", 7, at + 60 + slower, at + 90 + slower});
+  }
+  std::swap(kernels.front(), kernels.back());  // kineto's order is no promise
+  const KernelTime time = summarize_kernels(kernels, 3);
+  const auto is = [](double seconds, double nanoseconds) {
+    return std::abs(seconds * 1e9 - nanoseconds) <= 1e-6;
+  };
+  BOOST_TEST_REQUIRE(time.by_kind.size() == 3U);
+  BOOST_TEST((time.by_kind[0].first == "gemm" && is(time.by_kind[0].second, 40)));
+  BOOST_TEST((time.by_kind[1].first == "optimizer" && is(time.by_kind[1].second, 30)));
+  BOOST_TEST((time.by_kind[2].first == "communication" && is(time.by_kind[2].second, 20)));
+  BOOST_TEST(time.by_name[1].first == "hearth::kernels::adamw_kernel");
+  BOOST_TEST(is(time.total(), 90));
+  BOOST_TEST(is(time.idle, (10 + 10 + 10) / 2.0), time.idle);  // in each step, and once between the two
+  const std::vector<KindOverlap> want = {
+      {.kind = "ReduceScatter", .calls = 1, .total_ns = 20, .covered_ns = 10, .exposed_ns = 10},
+      {.kind = "all", .calls = 1, .total_ns = 20, .covered_ns = 10, .exposed_ns = 10}};
+  BOOST_TEST((time.communication == want));
+  BOOST_TEST(communication_call("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)") == "SendRecv");
+  BOOST_TEST(communication_call("ncclKernel_new") == "other");
 }
 
 BOOST_AUTO_TEST_CASE(quantiles_lie_between_the_nearest_values) {
