@@ -192,18 +192,23 @@ void print_text(const Report& r) {
         f->copy_bytes_per_second / 1e9, 100 * f->step_seconds() / r.median());
 }
 
-// As a distillation opens one, without a file.
+// As a training opens one, without a file: the values are cheap where those of a new model take a minute for
+// 8B.
+ModelBundle random_model(const ModelConfig& config, uint64_t seed) {
+  ModelBundle model;
+  model.config = config;
+  model.tensors = std::make_unique<RandomTensors>(config, seed);
+  model.stored_dtype = DType::BF16;
+  model.origin = "random weights";
+  return model;
+}
+
 std::optional<ModelBundle> random_teacher(const BenchTrainOptions& options, CommandContext& context) {
   if (options.teacher.empty()) return std::nullopt;
   BenchTrainOptions shape = options;
   shape.preset = std::exchange(shape.teacher, "");
   shape.overrides.clear();
-  ModelBundle teacher;
-  teacher.config = bench_config(shape, context, 1).config.model;
-  teacher.tensors = std::make_unique<RandomTensors>(teacher.config, /*seed=*/1);
-  teacher.stored_dtype = DType::BF16;
-  teacher.origin = "random weights";
-  return teacher;
+  return random_model(bench_config(shape, context, 1).config.model, /*seed=*/1);
 }
 
 void run_bench_train(const BenchTrainOptions& options, CommandContext& context) {
@@ -228,11 +233,12 @@ void run_bench_train(const BenchTrainOptions& options, CommandContext& context) 
   if (place.device.is_cpu()) count_cpu_memory();
   set_deterministic(config.training.deterministic_mode);
   const std::optional<ModelBundle> teacher = random_teacher(options, context);
+  const ModelBundle start = random_model(config.model, static_cast<uint64_t>(config.training.seed));
   BenchmarkResult result;
   {
     ParallelGroups groups = make_parallel_groups(context.job, config, mesh, place.device);
     result = benchmark_training(config, groups, place.device, options.run,
-                                {.teacher = teacher ? &*teacher : nullptr}, log);
+                                {.init_from = &start, .teacher = teacher ? &*teacher : nullptr}, log);
   }
   // The times are rank 0's (each step ends with a sum over all ranks), the memory is the fullest rank's.
   result.peak_memory_bytes = control.all_reduce_max(result.peak_memory_bytes, "bench.memory");

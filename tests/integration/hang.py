@@ -37,6 +37,7 @@ CASES = {
     "sleep": ("tp2 x dp2", 2, None, "sleep@rank=2,step={s},point=data.next,ms=600000", 7, MISSING, "", True),
     "skip": ("tp2 x dp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),
     "pp kill": ("pp2", 1, signal.SIGKILL, "", 137, GONE, "has ended", False),
+    "pp stop": ("pp2", 1, signal.SIGSTOP, "", 7, GONE, "is stopped .*", True),
     "pp sleep": ("pp2", 1, None, "sleep@rank=1,step={s},point=allreduce.before,ms=600000", 7, MISSING, "", True),
     "pp skip": ("pp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),
     "dp skip": ("dp2", 1, None, "skip_collective@rank=1,step={s},point=allreduce.before", 7, SKIPPED, "", False),

@@ -1,5 +1,5 @@
 """Every parallel axis, ZeRO stage and pipeline schedule trains the same model to the same numbers as one rank, in
-the whole program; on a GPU (HEARTH_TEST_DEVICE=cuda) over NCCL.      parallel_layouts.py [NAME...]"""
+the whole program; on a GPU (HEARTH_TEST_DEVICE=cuda) over NCCL.      parallel_layouts.py [NAME... | --ranks N]"""
 import sys
 
 from fixture import Report, Workspace, device
@@ -25,7 +25,10 @@ def main():
     report = Report()
     # On one device the 8-rank layouts stand for all: the others run in one process (tests/trainer/layouts).
     everywhere = [entry for entry in LAYOUTS if device() == "cpu" or entry[1] == 8]
-    layouts = [entry for entry in LAYOUTS if entry[0] in sys.argv[1:]] or everywhere
+    if sys.argv[1:2] == ["--ranks"]:
+        layouts = [entry for entry in LAYOUTS if entry[1] == int(sys.argv[2])]
+    else:
+        layouts = [entry for entry in LAYOUTS if entry[0] in sys.argv[1:]] or everywhere
     with Workspace() as workspace:
         workspace.write_config(model__num_hidden_layers=4, training__train_iters=STEPS, training__global_batch_size=16,
                                training__micro_batch_size=2, parallel__collective_timeout_s=60)
