@@ -261,17 +261,17 @@ __global__ void __launch_bounds__(kStreamingThreads)
 }
 
 // The sum is known, so one pass does, and no thread waits for another.
-template <class T, int kVec>
-__global__ void __launch_bounds__(kGradientThreads) vocab_parallel_gradient_kernel(const CrossEntropyArgs a) {
+template <class T, int kThreads, int kVec>
+__global__ void __launch_bounds__(kThreads) vocab_parallel_gradient_kernel(const CrossEntropyArgs a) {
   T* logits = static_cast<T*>(a.logits) + int64_t{blockIdx.x} * a.row_stride;
   const Target target = read_target(a, blockIdx.x);
   if (target.ignored) {
-    write_zeros<T, kGradientThreads, kVec>(logits, a.cols);
+    write_zeros<T, kThreads, kVec>(logits, a.cols);
     return;
   }
   const Gradient gradient{a.log_sum_exp[blockIdx.x], a.scale, a.scale, target.column,
                           static_cast<int>(a.valid_vocab)};
-  write_gradient<T, kGradientThreads, kVec>(logits, static_cast<int>(a.cols), gradient);
+  write_gradient<T, kThreads, kVec>(logits, static_cast<int>(a.cols), gradient);
 }
 
 template <class T>
@@ -315,12 +315,18 @@ void launch(const CrossEntropyArgs& a, cudaStream_t stream) {
   }
 }
 
+// Narrow rows take small blocks, whose threads have several vectors of a row each.
 template <class T>
 void launch_gradient(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
-  if (rows_are_aligned<T>(a)) {
-    vocab_parallel_gradient_kernel<T, kVecElements<T>><<<grid, kGradientThreads, 0, stream>>>(a);
+  const auto launch = [&]<int kThreads, int kVec>() {
+    vocab_parallel_gradient_kernel<T, kThreads, kVec><<<grid, kThreads, 0, stream>>>(a);
+  };
+  if (!rows_are_aligned<T>(a)) {
+    launch.template operator()<kGradientThreads, 1>();
+  } else if (a.cols * int64_t{sizeof(T)} <= kNarrowBytes) {
+    launch.template operator()<kNarrowThreads, kVecElements<T>>();
   } else {
-    vocab_parallel_gradient_kernel<T, 1><<<grid, kGradientThreads, 0, stream>>>(a);
+    launch.template operator()<kGradientThreads, kVecElements<T>>();
   }
 }
 

@@ -9,6 +9,7 @@ namespace hearth::kernels {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kHeads = 4;   // of a token, that one group of lanes of the forward takes
 constexpr int kStages = 3;  // of the backward's ring: this row and two to come
 constexpr int64_t kBlocks =
     3 * 132;                 // of the backward: three on an SM of an H100; fixed, so that bits repeat
@@ -24,44 +25,60 @@ __device__ __forceinline__ Place place_of(int row, int64_t heads) {
 }
 
 // A head belongs to kLanes neighbouring lanes, each with one vector of its lower half and the one of the
-// upper half that it is rotated with. The heads of q and k of all tokens are numbered through.
+// upper half that it is rotated with. They take kHeads heads of a token in turn, which share its angles
+// (twice the bytes of a head); all are loaded first. The heads of q and k are numbered through.
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads)
-    head_norm_rope_forward_kernel(const HeadNormRopeArgs a, int rows) {
+    head_norm_rope_forward_kernel(const HeadNormRopeArgs a, int groups) {
   constexpr int kVec = kVecElements<T>, kHalf = kLanes * kVec;
+  const int heads = static_cast<int>(a.q.heads + a.k.heads), groups_of_token = (heads + kHeads - 1) / kHeads;
   const int64_t number = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
-  const bool active = number < rows;  // idle threads stay for the reductions, and read row 0
-  const auto [token, place] = place_of(active ? static_cast<int>(number) : 0, a.q.heads + a.k.heads);
+  const bool active = number < groups;  // idle threads stay for the reductions
+  const auto [token, place] = place_of(active ? static_cast<int>(number) : 0, groups_of_token);
+  const int first = place * kHeads, count = active ? min(kHeads, heads - first) : 0;
   const int c = static_cast<int>(threadIdx.x) % kLanes * kVec;
-  const bool is_query = place < a.q.heads;
-  const HeadNormRopeTensor& t = is_query ? a.q : a.k;
-  const int64_t head = is_query ? place : place - a.q.heads;
-  const T* in = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
-  const auto low = load_packed<T, kVec>(in), high = load_packed<T, kVec>(in + kHalf);
-  const T* weight = static_cast<const T*>(t.weight) + c;
-  const auto w_low = load_packed<T, kVec>(weight), w_high = load_packed<T, kVec>(weight + kHalf);
+  Words low[kHeads], high[kHeads];
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    low[h] = high[h] = Words{};
+    if (h >= count) continue;
+    const bool is_query = first + h < a.q.heads;
+    const HeadNormRopeTensor& t = is_query ? a.q : a.k;
+    const int64_t head = is_query ? first + h : first + h - a.q.heads;
+    const T* in = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
+    low[h] = load_packed<T, kVec>(in);
+    high[h] = load_packed<T, kVec>(in + kHalf);
+  }
   const Angles<kVec> angles = read_angles<kVec>(a.angles, token, kHalf, c, 1.0f);
-  float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    const float u = element<T>(low, i), v = element<T>(high, i);
-    sum += u * u;
-    sum += v * v;
-  }
-  const float rstd = rsqrtf(lanes_sum<kLanes>(sum) / static_cast<float>(2 * kHalf) + a.eps);
-  if (!active) return;
-  if (c == 0) t.rstd[token * t.heads + head] = rstd;
-  Vec<T, kVec> out_low, out_high;
+  for (int h = 0; h < kHeads; ++h) {
+    float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    const float u = element<T>(low, i) * rstd * element<T>(w_low, i);
-    const float v = element<T>(high, i) * rstd * element<T>(w_high, i);
-    out_low.at[i] = from_float<T>(u * angles.cosine[i] - v * angles.sine[i]);
-    out_high.at[i] = from_float<T>(v * angles.cosine[i] + u * angles.sine[i]);
+    for (int i = 0; i < kVec; ++i) {
+      const float u = element<T>(low[h], i), v = element<T>(high[h], i);
+      sum += u * u;
+      sum += v * v;
+    }
+    const float rstd = rsqrtf(lanes_sum<kLanes>(sum) / static_cast<float>(2 * kHalf) + a.eps);
+    if (h >= count) continue;
+    const bool is_query = first + h < a.q.heads;
+    const HeadNormRopeTensor& t = is_query ? a.q : a.k;
+    const int64_t head = is_query ? first + h : first + h - a.q.heads;
+    if (c == 0) t.rstd[token * t.heads + head] = rstd;
+    const T* weight = static_cast<const T*>(t.weight) + c;
+    const auto w_low = load_packed<T, kVec>(weight), w_high = load_packed<T, kVec>(weight + kHalf);
+    Vec<T, kVec> out_low, out_high;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float u = element<T>(low[h], i) * rstd * element<T>(w_low, i);
+      const float v = element<T>(high[h], i) * rstd * element<T>(w_high, i);
+      out_low.at[i] = from_float<T>(u * angles.cosine[i] - v * angles.sine[i]);
+      out_high.at[i] = from_float<T>(v * angles.cosine[i] + u * angles.sine[i]);
+    }
+    T* out = static_cast<T*>(t.out) + token * t.out_token_stride + head * t.out_head_stride + c;
+    store(out, out_low);
+    store(out + kHalf, out_high);
   }
-  T* out = static_cast<T*>(t.out) + token * t.out_token_stride + head * t.out_head_stride + c;
-  store(out, out_low);
-  store(out + kHalf, out_high);
 }
 
 // The first q_blocks blocks take q's rows, the others k's; a block's threads keep their columns and so their
@@ -193,10 +210,10 @@ bool head_norm_rope_fits(const HeadNormRopeArgs& args) {
 void head_norm_rope_forward(const HeadNormRopeArgs& args, cudaStream_t stream) {
   check(args);
   if (args.tokens == 0) return;
-  const int64_t rows = args.tokens * (args.q.heads + args.k.heads);
+  const int64_t groups = args.tokens * ((args.q.heads + args.k.heads + kHeads - 1) / kHeads);
   with_lanes(args, [&]<class T, int kLanes>() {
-    const unsigned grid = grid_size("head_norm_rope", (rows * kLanes + kThreads - 1) / kThreads);
-    head_norm_rope_forward_kernel<T, kLanes><<<grid, kThreads, 0, stream>>>(args, static_cast<int>(rows));
+    const unsigned grid = grid_size("head_norm_rope", (groups * kLanes + kThreads - 1) / kThreads);
+    head_norm_rope_forward_kernel<T, kLanes><<<grid, kThreads, 0, stream>>>(args, static_cast<int>(groups));
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
