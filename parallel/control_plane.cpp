@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -48,6 +49,12 @@ int64_t ControlPlane::all_reduce_sum(int64_t mine, std::string_view site) {
   int64_t sum = 0;
   for (const auto& text : all_gather(std::to_string(mine), site)) sum += std::stoll(text);
   return sum;
+}
+
+std::vector<int> ControlPlane::all_ranks() const {
+  std::vector<int> ranks(static_cast<size_t>(world_size()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
 }
 
 namespace {

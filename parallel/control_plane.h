@@ -53,6 +53,8 @@ class ControlPlane {
   void require_same(std::string_view what, std::string_view mine, std::string_view site);
   int64_t all_reduce_max(int64_t mine, std::string_view site);
   int64_t all_reduce_sum(int64_t mine, std::string_view site);
+
+  std::vector<int> all_ranks() const;  // 0, 1, ...
 };
 
 std::unique_ptr<ControlPlane> make_single_control_plane();

@@ -4,54 +4,16 @@
 #include <nccl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <thread>
 
 #include "parallel/cuda_handles.h"
+#include "parallel/nccl_calls.h"
 #include "parallel/nccl_watchdog.h"
 #include "parallel/single_comm.h"
 
 namespace hearth {
 namespace {
-
-void check_nccl(ncclResult_t code, std::string_view call, ncclComm_t comm) {
-  HEARTH_CHECK(code == ncclSuccess, Peer, "{} failed: {}: {}", call, ncclGetErrorString(code),
-               ncclGetLastError(comm));
-}
-
-ncclDataType_t nccl_type(DType dtype) {
-  switch (dtype) {
-    case DType::F64:
-      return ncclFloat64;
-    case DType::F32:
-      return ncclFloat32;
-    case DType::F16:
-      return ncclFloat16;
-    case DType::BF16:
-      return ncclBfloat16;
-    case DType::I64:
-      return ncclInt64;
-    case DType::I32:
-      return ncclInt32;
-    default:
-      fail(ErrorKind::Usage, "cannot reduce elements of type {}", config_name(dtype));
-  }
-}
-
-std::string to_hex(const ncclUniqueId& id) {
-  std::string text;
-  for (const char c : id.internal) text += fmt::format("{:02x}", static_cast<unsigned char>(c));
-  return text;
-}
-
-ncclUniqueId from_hex(std::string_view text) {
-  ncclUniqueId id;
-  HEARTH_ASSERT(text.size() == 2 * sizeof(id.internal));
-  for (size_t i = 0; i < sizeof(id.internal); ++i)
-    id.internal[i] = static_cast<char>(std::stoi(std::string(text.substr(2 * i, 2)), nullptr, 16));
-  return id;
-}
 
 class NcclComm final : public Comm {
  public:
@@ -289,9 +251,7 @@ int place_of(int rank, const std::vector<int>& ranks, std::string_view group) {
 std::unique_ptr<Comm> make_nccl_comm(ControlPlane& control, FlightRecorder& recorder, NcclOptions options) {
   const int place = place_of(control.rank(), options.ranks, options.group);
   check_cuda(cudaSetDevice(options.device), fmt::format("cudaSetDevice({})", options.device));
-  ncclUniqueId id{};
-  if (place == 0 && options.ranks.size() > 1) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId", nullptr);
-  const auto ids = control.all_gather(to_hex(id), "nccl.unique_id." + options.group);
+  const ncclUniqueId id = share_nccl_id(control, options.ranks, options.group);
   if (options.ranks.size() == 1) {
     return make_single_comm(
         options.group, [](void* to, const void* from, int64_t size_bytes, StreamHandle stream) {
@@ -300,9 +260,8 @@ std::unique_ptr<Comm> make_nccl_comm(ControlPlane& control, FlightRecorder& reco
                      "cudaMemcpyAsync");
         });
   }
-  const ncclUniqueId root = from_hex(ids[static_cast<size_t>(options.ranks[0])]);
   for (int& rank : options.ranks) rank = control.job_rank(rank);  // as messages name them
-  return std::make_unique<NcclComm>(recorder, std::move(options), place, root);
+  return std::make_unique<NcclComm>(recorder, std::move(options), place, id);
 }
 
 std::string nccl_version() {

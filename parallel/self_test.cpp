@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <numeric>
 #include <vector>
 
 #if HEARTH_NCCL
@@ -61,10 +60,9 @@ class Buffer {
 
 CollectiveCheck check_collective(Job& job, std::optional<int> cuda_device, int64_t size_bytes) {
   const int64_t count = std::max<int64_t>(1, size_bytes / static_cast<int64_t>(sizeof(float)));
-  CommOptions options{.group = "check", .ranks = {}, .cuda_device = cuda_device, .timeout_s = {}};
-  options.ranks.resize(static_cast<size_t>(job.control->world_size()));
-  std::iota(options.ranks.begin(), options.ranks.end(), 0);
-  const auto comm = make_comm(job, options);
+  const auto comm = make_comm(
+      job,
+      {.group = "check", .ranks = job.control->all_ranks(), .cuda_device = cuda_device, .timeout_s = {}});
   Buffer buffer(count, cuda_device);
   // 1 + 2 + ... + n: exact in fp32 up to n = 5792, and another value when a rank is missing or counted twice.
   const float want = static_cast<float>(comm->size()) * static_cast<float>(comm->size() + 1) / 2;

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/rng.h"
@@ -121,10 +120,9 @@ at::Tensor whole_gradient(Comm& everyone, const ParitySide& side, const Paramete
 }
 
 std::unique_ptr<Comm> comm_of_everyone(Job& job, at::Device device) {
-  std::vector<int> ranks(static_cast<size_t>(job.control->world_size()));
-  std::iota(ranks.begin(), ranks.end(), 0);
   const auto ordinal = device.is_cuda() ? std::optional<int>(device.index()) : std::nullopt;
-  return make_comm(job, {.group = "parity", .ranks = ranks, .cuda_device = ordinal, .timeout_s = {}});
+  return make_comm(
+      job, {.group = "parity", .ranks = job.control->all_ranks(), .cuda_device = ordinal, .timeout_s = {}});
 }
 
 }  // namespace
