@@ -17,6 +17,12 @@ CudaEvent make_event() {
   return CudaEvent(event);
 }
 
+CudaEvent make_timing_event() {
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreate(&event), "cudaEventCreate");
+  return CudaEvent(event);
+}
+
 CudaMemory allocate_cuda(int64_t size_bytes) {
   void* memory = nullptr;
   check_cuda(cudaMalloc(&memory, static_cast<size_t>(size_bytes)), "cudaMalloc");

@@ -34,6 +34,7 @@ using CudaMemory = std::unique_ptr<void, CudaMemoryFreer>;
 // Highest priority of the device, and not tied to the legacy default stream.
 CudaStream make_high_priority_stream();
 CudaEvent make_event();  // without timing: cheaper to record
+CudaEvent make_timing_event();
 CudaMemory allocate_cuda(int64_t size_bytes);
 
 }  // namespace hearth

@@ -1,4 +1,4 @@
-// hearth bench train | kernels: what this machine does with Hearth, measured in one process.
+// hearth bench train | kernels | collectives: what this machine does with Hearth, measured in one process.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -323,10 +323,12 @@ void add_bench_kernels(CLI::App& bench, CommandContext& context) {
 }  // namespace
 
 void add_bench_command(CLI::App& parent, CommandContext& context) {
-  CLI::App* bench = parent.add_subcommand("bench", "Measure this machine: training steps, kernels");
+  CLI::App* bench =
+      parent.add_subcommand("bench", "Measure this machine: training steps, kernels, collectives");
   bench->require_subcommand(1);
   add_bench_train(*bench, context);
   add_bench_kernels(*bench, context);
+  add_bench_collectives_command(*bench, context);
 }
 
 }  // namespace hearth

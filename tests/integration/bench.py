@@ -1,5 +1,6 @@
 """`hearth bench train` on the CPU: what it prints adds up, under a preset by name and by file, with documents, adapters, several
-micro-batches, two data-parallel ranks and a teacher; `hearth bench kernels` says what it lacks. No figure of speed is judged."""
+micro-batches, two data-parallel ranks and a teacher; `hearth bench kernels` says what it lacks; the rows of `hearth bench collectives`
+on 2 and 4 ranks agree with themselves. No figure of speed is judged."""
 import json
 import math
 import os
@@ -26,6 +27,32 @@ def numbers(report, name, done, ranks=1, accumulation=1, loss=math.log(500)):
     # Random tokens and weights: cross-entropy begins near the entropy of the vocabulary, a divergence near 0.
     report.check(f"{name}: loss", abs(found["loss"] - loss) <= 0.5, found["loss"])
     return found
+
+
+def collectives(report, folder, ranks):
+    arguments = ["bench", "collectives", "--device", "cpu", "--min-bytes", "16kb", "--max-bytes", "256kb"]
+    found = json.loads(hearth([*arguments, "--json"], folder, ranks=ranks).stdout)
+    name = f"collectives on {ranks} ranks"
+    report.check(f"{name}: heading", (found["backend"], found["ranks"], found["dtype"]) == ("mpi", ranks, "fp32"), found)
+    want = [(op, size << 10) for op in ("all_reduce", "reduce_scatter", "all_gather") for size in (16, 64, 256)]
+    rows = found["rows"]
+    report.check(f"{name}: every operation and size", [(row["op"], row["bytes"]) for row in rows] == want, rows)
+    times = [row[key] for row in rows for key in ("us", "library_us")]
+    report.check(f"{name}: times", all(math.isfinite(t) and t > 0 for t in times), times)
+
+    def near(got, exact):
+        return abs(got - exact) <= 1e-9 * exact
+
+    for row in rows:  # as doc/PERFORMANCE.md of nccl-tests has it: 1 GB/s is 1000 bytes per us
+        links = (2 if row["op"] == "all_reduce" else 1) * (ranks - 1) / ranks
+        report.check(f"{name}: rates of {row['op']}, {row['bytes']} bytes are bytes over time",
+                     near(row["algorithm_gb_per_s"], row["bytes"] / row["us"] / 1e3)
+                     and near(row["bus_gb_per_s"], links * row["bytes"] / row["us"] / 1e3)
+                     and near(row["library_bus_gb_per_s"], links * row["bytes"] / row["library_us"] / 1e3)
+                     and near(row["ratio"], row["library_us"] / row["us"]) and row["calls"] >= 3, row)
+    text = hearth(arguments, folder, ranks=ranks).stdout.splitlines()
+    report.check(f"{name}: text has a heading, column names and a row for each", len(text) == 2 + len(want)
+                 and f"{ranks} ranks" in text[0] and [line.split()[0] for line in text[2:]] == [op for op, _ in want], text)
 
 
 def main():
@@ -58,6 +85,12 @@ def main():
         report.check("an unknown preset is refused", wrong.returncode == 3 and "llama-9" in wrong.stderr, wrong.stderr)
         kernels = hearth(["bench", "kernels"], folder, check=False)
         report.check("bench kernels without a GPU ends with 11", kernels.returncode == 11 and "CUDA" in kernels.stderr, kernels.stderr)
+        for ranks in (2, 4):
+            collectives(report, folder, ranks)
+        alone = hearth(["bench", "collectives", "--device", "cpu"], folder, check=False)
+        report.check("bench collectives on one rank is refused", alone.returncode == 2 and "at least two" in alone.stderr, alone.stderr)
+        bf16 = hearth(["bench", "collectives", "--device", "cpu", "--dtype", "bf16"], folder, ranks=2, check=False)
+        report.check("bench collectives in bf16 over MPI is refused", bf16.returncode == 2 and "bf16" in bf16.stderr, bf16.stderr)
     report.finish()
 
 

@@ -1,0 +1,106 @@
+#include <chrono>
+#include <exception>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "parallel/cuda_handles.h"
+#include "parallel/library_collectives.h"
+#include "parallel/nccl_calls.h"
+
+namespace hearth {
+namespace {
+
+class NcclCollectives final : public LibraryCollectives {
+ public:
+  NcclCollectives(Job& job, DType dtype)
+      : type_(nccl_type(dtype)),
+        timeout_s_(job.options.timeout_s),
+        compute_(make_high_priority_stream()),
+        own_(make_high_priority_stream()),
+        start_(make_timing_event()),
+        stop_(make_timing_event()) {
+    ControlPlane& control = *job.control;
+    const ncclUniqueId id = share_nccl_id(control, control.all_ranks(), "bench.library");
+    check_nccl(ncclCommInitRank(&comm_, control.world_size(), id, control.rank()), "ncclCommInitRank",
+               nullptr);
+  }
+  ~NcclCollectives() override {
+    if (std::uncaught_exceptions() == exceptions_at_start_) {
+      ncclCommDestroy(comm_);
+      return;
+    }
+    // A kernel may spin for a peer: abort frees it, but can hang, so it is not waited for.
+    std::thread([comm = comm_] { ncclCommAbort(comm); }).detach();
+  }
+
+  std::byte* allocate(int64_t size_bytes) override {
+    return static_cast<std::byte*>(memory_.emplace_back(allocate_cuda(size_bytes)).get());
+  }
+  // The streams do not wait for the default one, so the host waits for it.
+  void fill(std::byte* to, int value, int64_t size_bytes) override {
+    check_cuda(cudaMemset(to, value, static_cast<size_t>(size_bytes)), "cudaMemset");
+    check_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  }
+  void copy(void* to, const void* from, int64_t size_bytes) override {
+    check_cuda(cudaMemcpy(to, from, static_cast<size_t>(size_bytes), cudaMemcpyDefault), "cudaMemcpy");
+    check_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  }
+
+  void all_reduce(void* data, int64_t count) override {
+    check_nccl(ncclAllReduce(data, data, static_cast<size_t>(count), type_, ncclSum, comm_, own_.get()),
+               "ncclAllReduce", comm_);
+  }
+  void reduce_scatter(const void* send, void* recv, int64_t count) override {
+    check_nccl(ncclReduceScatter(send, recv, static_cast<size_t>(count), type_, ncclSum, comm_, own_.get()),
+               "ncclReduceScatter", comm_);
+  }
+  void all_gather(const void* send, void* recv, int64_t count) override {
+    check_nccl(ncclAllGather(send, recv, static_cast<size_t>(count), type_, comm_, own_.get()),
+               "ncclAllGather", comm_);
+  }
+
+  StreamHandle compute_stream() const override { return compute_.get(); }
+  double seconds(CollectiveSide side, const std::function<void()>& calls) override {
+    const cudaStream_t stream = side == CollectiveSide::Hearth ? compute_.get() : own_.get();
+    check_cuda(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
+    calls();
+    check_cuda(cudaEventRecord(stop_.get(), stream), "cudaEventRecord");
+    wait_for_stop();
+    float milliseconds = 0;
+    check_cuda(cudaEventElapsedTime(&milliseconds, start_.get(), stop_.get()), "cudaEventElapsedTime");
+    return milliseconds / 1e3;
+  }
+
+ private:
+  // Polls: cudaEventSynchronize has no deadline, and the library's calls have no watchdog.
+  void wait_for_stop() {
+    using Clock = std::chrono::steady_clock;
+    const auto deadline =
+        Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s_));
+    for (;;) {
+      const cudaError_t code = cudaEventQuery(stop_.get());
+      if (code == cudaSuccess) return;
+      if (code != cudaErrorNotReady) check_cuda(code, "a measured collective");
+      HEARTH_CHECK(Clock::now() < deadline, Timeout, "measured collectives did not end within {:.1f} s",
+                   timeout_s_);
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+
+  ncclDataType_t type_;
+  double timeout_s_;
+  CudaStream compute_, own_;
+  CudaEvent start_, stop_;
+  std::vector<CudaMemory> memory_;
+  ncclComm_t comm_ = nullptr;
+  int exceptions_at_start_ = std::uncaught_exceptions();
+};
+
+}  // namespace
+
+std::unique_ptr<LibraryCollectives> make_nccl_collectives(Job& job, DType dtype) {
+  return std::make_unique<NcclCollectives>(job, dtype);
+}
+
+}  // namespace hearth
