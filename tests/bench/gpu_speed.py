@@ -39,6 +39,7 @@ CASES = {
     "1b_fp32": case("llama-1b", 4096, 4, peer="1b", sets={}),
     "135m": case("smollm2-135m", 2048, 16, peer="135m", sets=BF16_STATES | UNTIED),
     "135m_small": case("smollm2-135m", 2048, 2, peer="135m", sets=BF16_STATES | UNTIED),
+    "135m_mid": case("smollm2-135m", 2048, 8, peer="135m", sets=BF16_STATES | UNTIED),
     "1b_keep": case("llama-1b", 4096, 4, peer="1b", sets=BF16_STATES | KEEP),
     "135m_keep": case("smollm2-135m", 2048, 16, peer="135m", sets=BF16_STATES | UNTIED | KEEP),
     "7b": case("llama-2-7b", 4096, 2, peer="7b"),
