@@ -21,6 +21,7 @@ import time
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -135,10 +136,11 @@ def make_model(options, device):
     elif options.compile:
         model.compile(fullgraph=True)
     if sharded:
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for part in (model.embedding, *model.blocks):
-            fully_shard(part, reshard_after_forward=options.mode == "fsdp2")
-        fully_shard(model.head, reshard_after_forward=False)  # backward begins with it
-        fully_shard(model)
+            fully_shard(part, mesh=mesh, reshard_after_forward=options.mode == "fsdp2")
+        fully_shard(model.head, mesh=mesh, reshard_after_forward=False)  # backward begins with it
+        fully_shard(model, mesh=mesh)
     model.to_empty(device=device)
     fill(model, shape, options.seed)
     parameters = list(model.parameters())
@@ -171,10 +173,9 @@ def measure(options, device):
         torch.cuda.reset_peak_memory_stats()
 
     def now():
-        for _ in range(2):
-            if on_gpu:
-                torch.cuda.synchronize()
-            dist.barrier()
+        if on_gpu:
+            torch.cuda.synchronize()
+        dist.barrier()
         return time.perf_counter()
 
     seconds = []
@@ -238,6 +239,7 @@ def main():
     if dist.get_rank() == 0:
         print(json.dumps(found), flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # fully_shard keeps gloo's threads, and now and then one of them aborts an interpreter that ends in the usual way
 
 
 if __name__ == "__main__":
