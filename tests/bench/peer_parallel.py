@@ -146,7 +146,8 @@ def make_model(options, device):
     parameters = list(model.parameters())
     if options.mode in ("ddp", "zero1"):
         # static_graph with no_sync: torch 2.11 stops at an assertion (pytorch/pytorch#187732).
-        model = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=options.accum == 1, broadcast_buffers=False, bucket_cap_mb=100)
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=options.accum == 1, broadcast_buffers=False,
+                                        bucket_cap_mb=100)
     return model, parameters, multiplied
 
 
