@@ -24,9 +24,20 @@ __device__ __forceinline__ Place place_of(int row, int64_t heads) {
   return {token, row - token * static_cast<int>(heads)};
 }
 
+struct Head {
+  const HeadNormRopeTensor& tensor;
+  int64_t number;
+};
+// The heads of q and k are numbered through. (Branches instead would have the compiler copy the arguments to
+// local memory.)
+__device__ __forceinline__ Head head_of(const HeadNormRopeArgs& a, int number) {
+  const bool is_query = number < a.q.heads;
+  return {is_query ? a.q : a.k, is_query ? number : number - a.q.heads};
+}
+
 // A head belongs to kLanes neighbouring lanes, each with one vector of its lower half and the one of the
 // upper half that it is rotated with. They take kHeads heads of a token in turn, which share its angles
-// (twice the bytes of a head); all are loaded first. The heads of q and k are numbered through.
+// (twice the bytes of a head); all are loaded first.
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     head_norm_rope_forward_kernel(const HeadNormRopeArgs a, int groups) {
@@ -42,9 +53,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int h = 0; h < kHeads; ++h) {
     low[h] = high[h] = Words{};
     if (h >= count) continue;
-    const bool is_query = first + h < a.q.heads;
-    const HeadNormRopeTensor& t = is_query ? a.q : a.k;
-    const int64_t head = is_query ? first + h : first + h - a.q.heads;
+    const auto [t, head] = head_of(a, first + h);
     const T* in = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
     low[h] = load_packed<T, kVec>(in);
     high[h] = load_packed<T, kVec>(in + kHalf);
@@ -61,9 +70,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     const float rstd = rsqrtf(lanes_sum<kLanes>(sum) / static_cast<float>(2 * kHalf) + a.eps);
     if (h >= count) continue;
-    const bool is_query = first + h < a.q.heads;
-    const HeadNormRopeTensor& t = is_query ? a.q : a.k;
-    const int64_t head = is_query ? first + h : first + h - a.q.heads;
+    const auto [t, head] = head_of(a, first + h);
     if (c == 0) t.rstd[token * t.heads + head] = rstd;
     const T* weight = static_cast<const T*>(t.weight) + c;
     const auto w_low = load_packed<T, kVec>(weight), w_high = load_packed<T, kVec>(weight + kHalf);
