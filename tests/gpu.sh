@@ -21,7 +21,7 @@
 #     rate        a run with data, metrics and checkpoints on reaches the rate of the bench (gpu_run_vs_bench.py)
 # Without a stage: unit, sanitizer, layouts, parallel and precision. A stage that lacks something says so and the next one runs. The
 # table comes last; whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240, for sanitizer,
-# parallel, hang, objectives, verbs and bench 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names
+# parallel, hang, objectives, verbs, bench and curve 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names
 # in the table.
 # shellcheck disable=SC2317  # stages are called by their name
 set -uo pipefail
