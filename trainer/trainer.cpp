@@ -25,6 +25,18 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+std::vector<TensorPiece> pieces_of(const std::vector<StateSlice>& slices) {
+  std::vector<TensorPiece> pieces;
+  for (const StateSlice& slice : slices) {
+    TensorPiece piece = TensorPiece::whole(slice.name, dtype_of(slice.values), slice.shape);
+    piece.box = slice.box;
+    piece.begin = slice.begin;
+    piece.end = slice.end;
+    pieces.push_back(std::move(piece));
+  }
+  return pieces;
+}
+
 }  // namespace
 
 Trainer::Trainer(TrainerInputs inputs)
@@ -275,15 +287,7 @@ void Trainer::save(int64_t step) {
                "start again from there",
                step);
   const auto slices = model_.optimizer().state_slices();
-  std::vector<TensorPiece> pieces;
-  for (const StateSlice& slice : slices) {
-    TensorPiece piece = TensorPiece::whole(slice.name, dtype_of(slice.values), slice.shape);
-    piece.box = slice.box;
-    piece.begin = slice.begin;
-    piece.end = slice.end;
-    pieces.push_back(std::move(piece));
-  }
-  Snapshot* snapshot = saver_->begin(identity(step), std::move(pieces));
+  Snapshot* snapshot = saver_->begin(identity(step), pieces_of(slices));
   if (snapshot == nullptr)
     return;  // logged and counted by the saver; the loop goes on with the older checkpoint
   for (size_t i = 0; i < slices.size(); ++i) copy_to_host(slices[i].values, snapshot->data(i));
@@ -313,6 +317,7 @@ TrainOutcome Trainer::run() {
     in_.log.info("event=old_loss step={} loss={:.6f}: what the run began with", state_.step,
                  *state_.old_loss_before);
   }
+  if (state_.step < t.train_iters && !stop) saver_->reserve(pieces_of(model_.optimizer().state_slices()));
   while (state_.step < t.train_iters && !stop) {
     if (in_.tracer != nullptr) in_.tracer->begin_step(state_.step + 1);
     const StepMetrics metrics = train_step(stop);

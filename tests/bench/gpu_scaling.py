@@ -5,19 +5,21 @@ little time, is resumed by the next one. Then one table of all that the file kno
     gpu_scaling.py [--results FILE] [--seconds N] [--ranks N,N] [--only REGEX] [--list] [--smoke] [MODEL ...]
 MODEL is 1b (4096 x 4) or 8b (8192 x 1); --smoke runs a tiny model on the CPU over MPI and gloo, to try the script. Rates are tokens/s of
 each GPU. "efficiency" is that over one GPU's at the same shape: weak scaling for ZeRO and for PyTorch (a micro-batch on every GPU), strong
-for the rest (tp2, pp2, cp2 split the work of one GPU; "strong" keeps the samples of a step). Exits with 1 where one of ours (with
---smoke: any) failed."""
+for the rest (tp2, pp2, cp2 split the work of one GPU; "strong" keeps the samples of a step). Cards of a host differ by a percent or two, so
+what one GPU does is measured on every GPU at once, each by itself, and the mean counts. Exits with 1 where one of ours (with --smoke: any)
+failed."""
 import argparse
 import json
 import os
 import re
 import signal
+import statistics
 import sys
 import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from gpu_speed import BF16_STATES, REPOSITORY, run  # noqa: E402
+from gpu_speed import BF16_STATES, REPOSITORY, run_together  # noqa: E402
 
 TESTS = os.path.join(REPOSITORY, "tests")
 TP, PP, CP, ZERO = ("parallel." + key for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
@@ -45,6 +47,7 @@ LAYOUTS = {
 BASES = {"one": (1, {}, False, lambda n: 1), "one_accum": (1, {}, False, lambda n: MICRO_BATCHES), "one_long": (1, {}, True, lambda n: 1)}
 BASE_OF = {"pp2_1f1b": "one_accum", "pp2_zb_h1": "one_accum", "strong": "one_accum", "cp2_long": "one_long"}
 PEERS = ["ddp", "fsdp2"]
+FIRST, THEN = ["zero1", "ddp", "zero3", "fsdp2"], ["tp2", "cp2_long", "pp2_1f1b", "pp2_zb_h1", "strong"]  # what the goals are about, the rest
 # The issue's goals: efficiency of weak scaling, and percent of communication that compute covers.
 GOALS = {("1b", "zero1"): 0.97, ("8b", "zero3"): 0.95}
 COVERED = {"zero1": 90, "zero3": 90, "tp2": 60}
@@ -54,11 +57,12 @@ NEEDED_OF_FSDP2 = 1.05
 def hearth_command(model, name, ranks, smoke):
     m = MODELS[model]
     _, sets, is_long, micro_batches = {**LAYOUTS, **BASES}[name]
+    warm_up, steps = (4, 10) if micro_batches(ranks) < MICRO_BATCHES else (3, 4)
     words = [word for key, value in (m["sets"] | sets).items() for word in ("--set", f"{key}={value}")]
     return [*([os.path.join(TESTS, "mpirun.sh"), str(ranks)] if ranks > 1 else []), os.path.abspath(os.environ["HEARTH_BINARY"]), "bench", "train",
             "--preset", os.path.join(REPOSITORY, "configs", "models", m["preset"] + ".yaml"), "--seq", str(m["long"] if is_long else m["seq"]),
-            "--mbs", str(1 if is_long else m["mbs"]), "--accum", str(micro_batches(ranks)), "--warm-up", "4", "--steps", "10", "--roofline", "0",
-            "--device", "cpu" if smoke else "cuda", "--json", *words]
+            "--mbs", str(1 if is_long else m["mbs"]), "--accum", str(micro_batches(ranks)), "--warm-up", str(warm_up), "--steps", str(steps),
+            "--roofline", "0", "--device", "cpu" if smoke else "cuda", "--json", *words]
 
 
 def peer_command(model, mode, ranks, smoke):
@@ -82,21 +86,32 @@ def peer_figures(found):
 def plan(models, counts, smoke):
     """(key, command, figures of its JSON) in the order of what is asked for first."""
     rows = []
-    for model in models:
-        def add(name, ranks, model=model):
-            peer = name in PEERS
-            command = (peer_command if peer else hearth_command)(model, name, ranks, smoke)
-            rows.append((f"{model}/{name}/{ranks}", command, peer_figures if peer else hearth_figures))
-        add("one", 1)
-        for ranks in counts:
-            for name in ["zero1", *PEERS[:1], "zero3", *PEERS[1:], "tp2", "pp2_1f1b", "pp2_zb_h1", "cp2_long", "strong"]:
-                # A copy of the 8B model and its states is 64 GB and more: DDP holds one on each GPU, and so does ZeRO-1 for the weights.
-                if ranks % (LAYOUTS[name][0] if name in LAYOUTS else 1) or (model == "8b" and name in ("ddp", "strong")):
-                    continue
-                add(name, ranks)
-        add("one_accum", 1)
-        add("one_long", 1)
+
+    def add(model, name, ranks):
+        peer = name in PEERS
+        rows.append((f"{model}/{name}/{ranks}", (peer_command if peer else hearth_command)(model, name, ranks, smoke),
+                     peer_figures if peer else hearth_figures))
+    for names, bases in ((FIRST, ["one"]), (THEN, ["one_accum", "one_long"])):
+        for model in models:
+            for base in bases:
+                add(model, base, 1)
+            for ranks in counts:
+                for name in names:
+                    # A copy of the 8B model and its states is 64 GB and more: DDP holds one on each GPU, and so does ZeRO-1 for the weights.
+                    if ranks % (LAYOUTS[name][0] if name in LAYOUTS else 1) == 0 and not (model == "8b" and name in ("ddp", "strong")):
+                        add(model, name, ranks)
     return rows
+
+
+def run_on_each(command, gpus, left, figures):
+    """A program of one GPU on every GPU at once: the mean of their rates, the rest from the first."""
+    each = run_together([command] * gpus, left, [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(gpus)])
+    failed = next((found for found in each if "failed" in found), None)
+    if failed:
+        return failed
+    each = [figures(found) for found in each]
+    rates = [found["rate"] for found in each]
+    return each[0] | {"rate": statistics.mean(rates), "rate_on_each": rates}
 
 
 def read_results(path):
@@ -109,7 +124,7 @@ def read_results(path):
     return known
 
 
-def measure(rows, options):
+def measure(rows, gpus, options):
     known = read_results(options.results)
     begin = time.monotonic()
     cores = len(os.sched_getaffinity(0))
@@ -121,10 +136,14 @@ def measure(rows, options):
         if left < MODELS[model]["seconds"]:
             print(f"{left:.0f} s are left, {key} may take {MODELS[model]['seconds']}: the next call goes on from here", flush=True)
             break
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(ranks)))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // gpus))
         begun = time.monotonic()
-        found = run(command, left)
-        entry = {"key": key} | (found if "failed" in found else figures(found)) | {"took_s": round(time.monotonic() - begun)}
+        if ranks == "1":
+            found = run_on_each(command, gpus, left, figures)
+        else:
+            [found] = run_together([command], left, [{}])
+            found = found if "failed" in found else figures(found)
+        entry = {"key": key} | found | {"took_s": round(time.monotonic() - begun)}
         known[key] = entry
         with open(options.results, "a", encoding="utf-8") as out:
             out.write(json.dumps(entry) + "\n")
@@ -179,7 +198,8 @@ def main():
     models = ["tiny"] if options.smoke else options.models or ["1b", "8b"]
     if any(model not in MODELS for model in models):
         parser.error(f"models are {', '.join(MODELS)}")
-    rows = [row for row in plan(models, [int(n) for n in options.ranks.split(",")], options.smoke) if re.search(options.only, row[0])]
+    counts = [int(n) for n in options.ranks.split(",")]
+    rows = [row for row in plan(models, counts, options.smoke) if re.search(options.only, row[0])]
     if options.list:
         for key, command, _ in rows:
             print(key, " ".join(command))
@@ -188,7 +208,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         options.results = options.results or os.path.join(folder if options.smoke else "", "scaling.jsonl")
         try:
-            known = measure(rows, options)
+            known = measure(rows, max(counts), options)
         finally:
             print_table(read_results(options.results))
     if any("failed" in entry and (options.smoke or key.split("/")[1] not in PEERS) for key, entry in known.items()):

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BF16_STATES = {"precision.main_params_dtype": "none", "precision.main_grads_dtype": "bf16", "precision.exp_avg_dtype": "bf16",
@@ -63,23 +64,36 @@ def last_json(text):
     return None
 
 
-def run(command, timeout):
-    """The last line of JSON that the command prints, or {"failed": why}. In a group of its own: compilers leave workers behind."""
-    with subprocess.Popen(command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                          start_new_session=True) as process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except BaseException as why:  # our own end too: a group of its own hears nothing of it
-            os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(why, subprocess.TimeoutExpired):
-                raise
-            return {"failed": f"no result in {timeout:g} s"}
+def run_together(commands, timeout, environments):
+    """Of each command, begun at once, the last line of JSON that it prints, or {"failed": why}. In groups of their own: compilers leave
+    workers behind. An environment is what its command's has beside ours."""
+    end = time.monotonic() + timeout
+    processes = [subprocess.Popen(command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                                  start_new_session=True, env=os.environ | more) for command, more in zip(commands, environments, strict=True)]
+    try:
+        return [result(process, max(end - time.monotonic(), 0.1), timeout) for process in processes]
+    finally:  # our own end too: a group of its own hears nothing of it
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def result(process, left, timeout):
+    try:
+        out, err = process.communicate(timeout=left)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no result in {timeout:g} s"}
     found = last_json(out)
     if process.returncode == 0 and found:
         return found
     last = next((line.strip() for line in reversed(err.splitlines()) if line.strip()), "")
     out_of_memory = re.search("out of memory", err, re.IGNORECASE)
     return {"failed": "out of memory" if out_of_memory else f"exit {process.returncode}: {last[:200]}"}
+
+
+def run(command, timeout):
+    return run_together([command], timeout, [{}])[0]
 
 
 def hearth_command(c, roofline):

@@ -340,6 +340,11 @@ CheckpointSaver::~CheckpointSaver() {
   Impl::join(impl_->pruner);
 }
 
+void CheckpointSaver::reserve(const std::vector<TensorPiece>& pieces) {
+  const auto failure = on_every_rank(impl_->control, "ckpt.reserve", [&] { impl_->lay_out(pieces); });
+  if (failure) throw Error(failure->kind, failure->message);
+}
+
 Snapshot* CheckpointSaver::begin(const CheckpointIdentity& identity, std::vector<TensorPiece> pieces) {
   Impl& s = *impl_;
   HEARTH_REQUIRE(s.phase != Impl::Phase::Filling, "begin: the snapshot of step {} was never committed",

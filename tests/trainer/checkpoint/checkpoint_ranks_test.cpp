@@ -117,6 +117,39 @@ BOOST_AUTO_TEST_CASE(a_value_that_is_not_finite_on_the_last_rank_stops_all) {
   control.barrier("test.end");
 }
 
+BOOST_AUTO_TEST_CASE(memory_is_reserved_once_and_a_rank_without_any_stops_all) {
+  World& w = World::get();
+  ControlPlane& control = *w.job.control;
+  const SharedFolder folder(control);
+  const auto pieces = sample::pieces(control.rank(), control.world_size());
+  auto options = sample::options(folder.path);
+  int64_t made = 0;
+  options.allocator = {[&](int64_t bytes) {
+                         ++made;
+                         return std::malloc(static_cast<size_t>(bytes));
+                       },
+                       [](void* memory) { std::free(memory); }};
+  {
+    CheckpointSaver saver(*w.fs, control, w.log, options);
+    saver.reserve(pieces);
+    BOOST_TEST(made == 1);
+    for (const int64_t step : {1, 2}) sample::save(saver, control, step);
+    saver.finish();
+    BOOST_TEST(made == 1);
+  }
+  const auto reader = find_checkpoint(*w.fs, control, w.log, folder.path);
+  BOOST_REQUIRE(reader != nullptr);
+  BOOST_TEST(sample::difference(*reader) == "");
+  const int last = control.world_size() - 1;
+  if (control.rank() == last) options.allocator.allocate = [](int64_t) -> void* { return nullptr; };
+  CheckpointSaver starved(*w.fs, control, w.log, options);
+  BOOST_CHECK_EXCEPTION(starved.reserve(pieces), Error, [&](const Error& error) {
+    return error.kind() == ErrorKind::NoSpace &&
+           error.message().find(fmt::format("rank {}", last)) != std::string::npos;
+  });
+  control.barrier("test.end");
+}
+
 BOOST_AUTO_TEST_CASE(streaming_save_of_all_ranks_reads_back) {
   World& w = World::get();
   ControlPlane& control = *w.job.control;
