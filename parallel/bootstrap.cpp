@@ -58,6 +58,7 @@ std::unique_ptr<Comm> make_cuda_comm(Job& job, const CommOptions& options, doubl
                          .ranks = options.ranks,
                          .device = *options.cuda_device,
                          .timeout_s = timeout_s,
+                         .max_ctas = options.max_ctas,
                          .on_fatal = job.options.on_fatal});
 #else
   (void)job, (void)timeout_s;

@@ -62,6 +62,9 @@ struct CommOptions {
   // ranks.
   std::optional<int> cuda_device;
   std::optional<double> timeout_s;  // default: JobOptions
+  // NCCL: most thread blocks of one collective, each of which takes a multiprocessor from the work beside it;
+  // 0: its own choice. NCCL_MAX_CTAS has the last word.
+  int max_ctas = 0;
 };
 
 // Collective over the job: every rank calls it with its own group, groups of one call are disjoint.

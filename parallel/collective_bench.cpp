@@ -22,8 +22,8 @@ constexpr int64_t kSizeFactor = 4;
 constexpr int64_t kCheckBytes = 1 << 20;
 // Long beside the way into the first call and out of the last one.
 constexpr double kRunSeconds = 0.02;
-constexpr int64_t kMinCalls = 3, kMaxCalls = 1000;
-constexpr int kRounds = 5;
+constexpr int64_t kMinCalls = 3, kMaxCalls = 100;  // see LibraryCollectives::seconds
+constexpr int kRounds = 9;
 
 double median(std::vector<double> values) {
   const auto middle = values.begin() + std::ssize(values) / 2;
@@ -43,6 +43,7 @@ class Bench {
   Bench(Job& job, const CollectiveBenchOptions& options, int64_t largest_bytes)
       : control_(*job.control),
         dtype_(options.dtype),
+        on_device_(options.cuda_device.has_value()),
         comm_(make_comm(job, {.group = "bench",
                               .ranks = job.control->all_ranks(),
                               .cuda_device = options.cuda_device,
@@ -59,7 +60,8 @@ class Bench {
   CollectiveTiming measure(BenchCollective op, int64_t size_bytes);
 
  private:
-  void call(CollectiveSide side, BenchCollective op, int64_t size_bytes);
+  WorkPtr issue(CollectiveSide side, BenchCollective op, int64_t size_bytes);
+  void call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls);
   std::string wrong_value(CollectiveSide side, BenchCollective op, int64_t size_bytes);
   double seconds_per_call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls);
   std::vector<std::byte> encode(const std::vector<float>& values) const;
@@ -70,26 +72,48 @@ class Bench {
 
   ControlPlane& control_;
   DType dtype_;
+  bool on_device_;
   std::unique_ptr<Comm> comm_;
   std::unique_ptr<LibraryCollectives> library_;
   int64_t whole_bytes_, chunk_bytes_;
   std::byte *whole_, *chunk_;  // memory of library_
 };
 
-// Every call waits before the next, as a training does between a gradient and its use.
-void Bench::call(CollectiveSide side, BenchCollective op, int64_t size_bytes) {
+// Null from the library, which needs no wait.
+WorkPtr Bench::issue(CollectiveSide side, BenchCollective op, int64_t size_bytes) {
   const int64_t count = size_bytes / hearth::size_bytes(dtype_), share = count / comm_->size();
+  if (side == Hearth) switch (op) {
+      case BenchCollective::AllReduce:
+        return comm_->all_reduce(whole_, count, dtype_, ReduceOp::Sum, "bench.all_reduce");
+      case BenchCollective::ReduceScatter:
+        return comm_->reduce_scatter(whole_, chunk_, share, dtype_, "bench.reduce_scatter");
+      case BenchCollective::AllGather:
+        return comm_->all_gather(chunk_, whole_, share, dtype_, "bench.all_gather");
+    }
   switch (op) {
     case BenchCollective::AllReduce:
-      if (side == Library) return library_->all_reduce(whole_, count);
-      return comm_->all_reduce(whole_, count, dtype_, ReduceOp::Sum, "bench.all_reduce")->wait();
+      library_->all_reduce(whole_, count);
+      break;
     case BenchCollective::ReduceScatter:
-      if (side == Library) return library_->reduce_scatter(whole_, chunk_, share);
-      return comm_->reduce_scatter(whole_, chunk_, share, dtype_, "bench.reduce_scatter")->wait();
+      library_->reduce_scatter(whole_, chunk_, share);
+      break;
     case BenchCollective::AllGather:
-      if (side == Library) return library_->all_gather(chunk_, whole_, share);
-      return comm_->all_gather(chunk_, whole_, share, dtype_, "bench.all_gather")->wait();
+      library_->all_gather(chunk_, whole_, share);
   }
+  return nullptr;
+}
+
+// On a device the calls follow one another in its stream and are waited for at the end, as the buckets of
+// gradients are. Over MPI, whose calls under way must not share a buffer, each ends before the next.
+void Bench::call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls) {
+  std::vector<WorkPtr> under_way;
+  for (int64_t i = 0; i < calls; ++i) {
+    WorkPtr work = issue(side, op, size_bytes);
+    if (work == nullptr) continue;
+    if (!on_device_) work->wait();
+    under_way.push_back(std::move(work));
+  }
+  for (const auto& work : under_way) work->wait();
 }
 
 std::vector<std::byte> Bench::encode(const std::vector<float>& values) const {
@@ -121,7 +145,7 @@ std::string Bench::wrong_value(CollectiveSide side, BenchCollective op, int64_t 
   fill(0xff);  // NaN: what an earlier call left there must not pass for a result
   const auto sent = encode(send), expected = encode(want);
   library_->copy(gathers ? chunk_ : whole_, sent.data(), std::ssize(sent));
-  library_->seconds(side, [&] { call(side, op, size_bytes); });
+  library_->run(side, [&] { call(side, op, size_bytes, 1); });
   std::vector<std::byte> got(expected.size());
   library_->copy(got.data(), scatters ? chunk_ : whole_, std::ssize(got));
 
@@ -148,19 +172,17 @@ void Bench::check(BenchCollective op, int64_t size_bytes) {
 // On the slowest rank.
 double Bench::seconds_per_call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls) {
   control_.barrier("bench.start");
-  const double mine = library_->seconds(side, [&] {
-    for (int64_t i = 0; i < calls; ++i) call(side, op, size_bytes);
-  });
+  const double mine = library_->seconds(side, [&] { call(side, op, size_bytes, calls); });
   const int64_t slowest_ns = control_.all_reduce_max(std::llround(mine * 1e9), "bench.slowest");
   return static_cast<double>(std::max<int64_t>(slowest_ns, 1)) / 1e9 / static_cast<double>(calls);
 }
 
 CollectiveTiming Bench::measure(BenchCollective op, int64_t size_bytes) {
-  // The first run sets up links and scratch.
-  double pair = 0;
-  for (int run = 0; run < 2; ++run)
-    pair = seconds_per_call(Hearth, op, size_bytes, kMinCalls) +
-           seconds_per_call(Library, op, size_bytes, kMinCalls);
+  // The first calls of a size may set up links and scratch.
+  for (const CollectiveSide side : {Hearth, Library})
+    library_->run(side, [&] { call(side, op, size_bytes, 1); });
+  const double pair = seconds_per_call(Hearth, op, size_bytes, kMinCalls) +
+                      seconds_per_call(Library, op, size_bytes, kMinCalls);
   // The same on all ranks, as `pair` is.
   const auto calls = static_cast<int64_t>(
       std::clamp(2 * kRunSeconds / pair, static_cast<double>(kMinCalls), static_cast<double>(kMaxCalls)));

@@ -64,6 +64,12 @@ class Comm {
   virtual WorkPtr send(const void* data, int64_t count, DType dtype, int peer, std::string_view site) = 0;
   virtual WorkPtr recv(void* data, int64_t count, DType dtype, int peer, std::string_view site) = 0;
   virtual void barrier(std::string_view site) = 0;
+
+  // Device memory between which all_gather moves data by copy engines alone, so that no compute unit leaves
+  // the work beside it: NCCL (2.28 and up) over the NVLink of one host. Null elsewhere: any memory will do.
+  // Uninitialized. Collective: all ranks ask for the same sizes in the same order. To be gone before the
+  // Comm.
+  virtual std::shared_ptr<void> allocate(int64_t /*size_bytes*/) { return nullptr; }
 };
 
 }  // namespace hearth

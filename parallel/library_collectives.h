@@ -32,7 +32,11 @@ class LibraryCollectives {
 
   // For the Comm that is measured; null for host memory.
   virtual StreamHandle compute_stream() const = 0;
-  // What `calls` issues through one side takes, from its first call until all are done on this rank.
+  // Until all that `calls` issues through one side is done on this rank.
+  virtual void run(CollectiveSide side, const std::function<void()>& calls) = 0;
+  // What that takes. NCCL: on the device, which begins when all is issued; to be run() once before, because a
+  // first call waits for the device, and a few hundred calls at most, which is what a stream takes before the
+  // host waits.
   virtual double seconds(CollectiveSide side, const std::function<void()>& calls) = 0;
 };
 

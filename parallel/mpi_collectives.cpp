@@ -51,6 +51,7 @@ class MpiCollectives final : public LibraryCollectives {
   }
 
   StreamHandle compute_stream() const override { return nullptr; }
+  void run(CollectiveSide, const std::function<void()>& calls) override { calls(); }
   double seconds(CollectiveSide, const std::function<void()>& calls) override {
     const auto start = std::chrono::steady_clock::now();
     calls();

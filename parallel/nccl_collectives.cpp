@@ -1,5 +1,7 @@
+#include <atomic>
 #include <chrono>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -10,6 +12,27 @@
 
 namespace hearth {
 namespace {
+
+// Holds a stream back while it lives, so that the host gets ahead of the device as it is in training: what
+// the device does is measured, not how fast the host asks for it.
+class Gate {
+ public:
+  explicit Gate(cudaStream_t stream) {
+    auto* mine = new std::shared_ptr<std::atomic<bool>>(open_);
+    const auto wait = [](void* shared) {
+      const std::unique_ptr<std::shared_ptr<std::atomic<bool>>> open(
+          static_cast<std::shared_ptr<std::atomic<bool>>*>(shared));
+      while (!**open) std::this_thread::yield();
+    };
+    check_cuda(cudaLaunchHostFunc(stream, wait, mine), "cudaLaunchHostFunc");
+  }
+  ~Gate() { *open_ = true; }
+  Gate(const Gate&) = delete;
+  Gate& operator=(const Gate&) = delete;
+
+ private:
+  std::shared_ptr<std::atomic<bool>> open_ = std::make_shared<std::atomic<bool>>(false);
+};
 
 class NcclCollectives final : public LibraryCollectives {
  public:
@@ -61,11 +84,18 @@ class NcclCollectives final : public LibraryCollectives {
   }
 
   StreamHandle compute_stream() const override { return compute_.get(); }
-  double seconds(CollectiveSide side, const std::function<void()>& calls) override {
-    const cudaStream_t stream = side == CollectiveSide::Hearth ? compute_.get() : own_.get();
-    check_cuda(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
+  void run(CollectiveSide side, const std::function<void()>& calls) override {
     calls();
-    check_cuda(cudaEventRecord(stop_.get(), stream), "cudaEventRecord");
+    check_cuda(cudaEventRecord(stop_.get(), stream_of(side)), "cudaEventRecord");
+    wait_for_stop();
+  }
+  double seconds(CollectiveSide side, const std::function<void()>& calls) override {
+    {
+      const Gate gate(stream_of(side));
+      check_cuda(cudaEventRecord(start_.get(), stream_of(side)), "cudaEventRecord");
+      calls();
+      check_cuda(cudaEventRecord(stop_.get(), stream_of(side)), "cudaEventRecord");
+    }
     wait_for_stop();
     float milliseconds = 0;
     check_cuda(cudaEventElapsedTime(&milliseconds, start_.get(), stop_.get()), "cudaEventElapsedTime");
@@ -73,6 +103,9 @@ class NcclCollectives final : public LibraryCollectives {
   }
 
  private:
+  cudaStream_t stream_of(CollectiveSide side) const {
+    return side == CollectiveSide::Hearth ? compute_.get() : own_.get();
+  }
   // Polls: cudaEventSynchronize has no deadline, and the library's calls have no watchdog.
   void wait_for_stop() {
     using Clock = std::chrono::steady_clock;

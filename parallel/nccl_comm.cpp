@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <thread>
 
 #include "parallel/cuda_handles.h"
@@ -37,14 +38,18 @@ class NcclComm final : public Comm {
   WorkPtr send(const void* data, int64_t count, DType dtype, int peer, std::string_view site) override;
   WorkPtr recv(void* data, int64_t count, DType dtype, int peer, std::string_view site) override;
   void barrier(std::string_view site) override;
+  std::shared_ptr<void> allocate(int64_t size_bytes) override;
 
  private:
   class FlightWork;
+  struct Window;
   // Orders `enqueue` (the NCCL call, on stream_) after the compute stream, and follows it.
   template <class Enqueue>
   WorkPtr start(std::string_view op, int64_t count, DType dtype, std::string_view site, Enqueue enqueue,
                 int peer = -1);
   void check_peer(std::string_view op, int peer, std::string_view site) const;
+  // A call of all ranks that blocks the host, under the watchdog's eye.
+  void set_up(std::string_view op, const std::string& what, const std::function<void()>& call);
 
   NcclOptions options_;
   FlightRecorder& recorder_;
@@ -91,6 +96,25 @@ class NcclComm::FlightWork final : public Work {
   bool waited_ = false;
 };
 
+// Memory that every rank of the communicator sees. Left to the process's end where the job is failing: the
+// communicator may be gone or aborted, and a peer may still be writing.
+struct NcclComm::Window {
+  NcclComm& comm;
+  void* memory = nullptr;
+  ncclWindow_t handle = nullptr;
+  int exceptions_at_start = std::uncaught_exceptions();
+
+  explicit Window(NcclComm& owner) : comm(owner) {}
+  Window(const Window&) = delete;
+  Window& operator=(const Window&) = delete;
+  ~Window() {
+    if (std::uncaught_exceptions() > exceptions_at_start || comm.watchdog_->failed()) return;
+    cudaStreamSynchronize(comm.stream_.get());  // the last call is through, here and on the peers
+    if (handle != nullptr) ncclCommWindowDeregister(comm.comm_, handle);
+    if (memory != nullptr) ncclMemFree(memory);
+  }
+};
+
 NcclComm::NcclComm(FlightRecorder& recorder, NcclOptions options, int rank, const ncclUniqueId& id)
     : options_(std::move(options)),
       recorder_(recorder),
@@ -107,14 +131,22 @@ NcclComm::NcclComm(FlightRecorder& recorder, NcclOptions options, int rank, cons
   // hangs.
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 1;
-  const uint64_t call = recorder_.begin(
-      {.op = "init", .site = "nccl", .group = options_.group, .seq = ++seq_, .group_id = group_id_});
-  recorder_.hold(call);
-  auto& flight = watchdog_->begin(call, fmt::format("start-up of NCCL group {}", options_.group));
-  check_nccl(ncclCommInitRankConfig(&comm_, size(), id, rank_, &config), "ncclCommInitRankConfig", nullptr);
+  config.CTAPolicy = NCCL_CTA_POLICY_ZERO;  // of calls between memory of allocate()
+  if (options_.max_ctas > 0) config.maxCTAs = options_.max_ctas;
+  set_up("init", fmt::format("start-up of NCCL group {}", options_.group), [&] {
+    check_nccl(ncclCommInitRankConfig(&comm_, size(), id, rank_, &config), "ncclCommInitRankConfig", nullptr);
+  });
+  watchdog_->watch(comm_);
+}
+
+void NcclComm::set_up(std::string_view op, const std::string& what, const std::function<void()>& call) {
+  const uint64_t id = recorder_.begin(
+      {.op = op, .site = "nccl", .group = options_.group, .seq = ++seq_, .group_id = group_id_});
+  recorder_.hold(id);
+  auto& flight = watchdog_->begin(id, what);
+  call();
   watchdog_->completed(flight);
   watchdog_->release(flight);
-  watchdog_->watch(comm_);
 }
 
 NcclComm::~NcclComm() {
@@ -238,6 +270,22 @@ WorkPtr NcclComm::recv(void* data, int64_t count, DType dtype, int peer, std::st
 void NcclComm::barrier(std::string_view site) {
   const WorkPtr work = all_reduce(barrier_flag_.get(), 1, DType::I32, ReduceOp::Sum, site);
   while (!work->poll()) std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+
+// Symmetric windows under the zero-CTA policy: copy-engine collectives of NCCL 2.28.
+std::shared_ptr<void> NcclComm::allocate(int64_t size_bytes) {
+  watchdog_->check();
+  constexpr int64_t kAlign = NCCL_WIN_REQUIRED_ALIGNMENT;
+  const auto bytes = static_cast<size_t>((std::max<int64_t>(size_bytes, 1) + kAlign - 1) / kAlign * kAlign);
+  const auto window = std::make_shared<Window>(*this);
+  HEARTH_CHECK(ncclMemAlloc(&window->memory, bytes) == ncclSuccess, Cuda,
+               "out of memory: no {} bytes on the device for what group {} gathers", bytes, options_.group);
+  set_up("window", fmt::format("registration of {} bytes with NCCL group {}", bytes, options_.group), [&] {
+    check_nccl(ncclCommWindowRegister(comm_, window->memory, bytes, &window->handle, NCCL_WIN_COLL_SYMMETRIC),
+               "ncclCommWindowRegister", comm_);
+  });
+  if (window->handle == nullptr) return nullptr;  // on all ranks: it depends on how they are connected
+  return {window, window->memory};
 }
 
 int place_of(int rank, const std::vector<int>& ranks, std::string_view group) {

@@ -25,6 +25,7 @@ struct NcclOptions {
   std::vector<int> ranks;  // of the control plane, in group order
   int device = 0;
   double timeout_s = 300;
+  int max_ctas = 0;  // as CommOptions
   // As JobOptions::on_fatal; the process ends when it returns.
   std::function<void(const Error&, const FlightRecorder&)> on_fatal;
 };

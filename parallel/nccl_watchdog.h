@@ -53,6 +53,7 @@ class NcclWatchdog {
   bool idle();                     // no flight is incomplete
   // Throws what went wrong, if anything did.
   void check();
+  bool failed() const { return failed_; }
 
  private:
   void run();

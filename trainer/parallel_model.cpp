@@ -116,7 +116,8 @@ ParallelModel::ParallelModel(const ExperimentConfig& config, ParallelGroups& gro
   const PipelineSchedule schedule = pipeline_schedule(config, groups.mesh);
   const ModelPartition partition = model_partition(config, groups.mesh, schedule, groups.rank);
   counts_loss_ = partition.has_head() && groups.coordinate(MeshAxis::Tp) == 0;
-  const StoreOptions trained = store_options(config, groups.shards().size(), device);
+  StoreOptions trained = store_options(config, groups.shards().size(), device);
+  if (config.parallel.zero_stage > 0) trained.gathered_by = &groups.shards();
   const LoraShape lora = config.objective.lora();
   if (lora.rank > 0) {
     parameters_ = std::make_unique<ParameterStore>(lora_shards(config.model, partition, lora), trained);

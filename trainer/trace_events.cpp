@@ -19,6 +19,11 @@ bool is_nccl_kernel(const json& event) {
   return event.value("cat", "") == "kernel" && event.value("name", "").rfind("nccl", 0) == 0;
 }
 
+// NCCL's too, where copy engines gather.
+bool is_copy(const json& event) {
+  return event.value("cat", "") == "gpu_memcpy";
+}
+
 // A span that tells of the profiler itself, or metadata that is written anew.
 bool is_noise(const json& event) {
   return !event.contains("pid") || !event["pid"].is_number_integer() ||
@@ -129,7 +134,7 @@ json rank_trace(json profiled, const std::vector<TracedCall>& calls, const Trace
   json events = json::array();
   for (json& event : all) {
     if (is_noise(event)) continue;
-    if (is_nccl_kernel(event)) {
+    if (is_nccl_kernel(event) || is_copy(event)) {
       if (const TracedCall* call = launches.find(event)) {
         event["args"]["kernel"] = event["name"];
         event["args"].update(call_args(*call));

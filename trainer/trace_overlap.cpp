@@ -61,7 +61,7 @@ void read_event(const json& event, RankTrace& out, std::vector<TraceSpan>& host_
                 std::map<std::string, TraceSpan>& open) {
   const std::string category = event.value("cat", ""), name = event.value("name", "");
   const json args = event.value("args", json::object());
-  if (category == "kernel") {
+  if (category == "kernel" || (category == "gpu_memcpy" && args.contains("site"))) {
     const auto stream = event.at("tid").get<int64_t>();
     if (args.contains("site")) {
       out.communication.push_back(span(event, communication_kind(args.at("group"), args.at("op")), stream));

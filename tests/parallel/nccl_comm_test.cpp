@@ -211,6 +211,44 @@ BOOST_AUTO_TEST_CASE(nccl_is_ordered_against_the_compute_stream, *utf::precondit
   }
 }
 
+// Blocks of a window, in place and not, again and again: what one call writes must not meet what an earlier
+// one still reads. Ranks that share a device have no such memory.
+BOOST_AUTO_TEST_CASE(nccl_gathers_between_memory_of_its_own, *utf::precondition(has_device)) {
+  constexpr int64_t kCount = 1 << 20;  // int32 of one rank
+  const auto mine = make_world();
+  const int rank = mine->rank(), size = mine->size();
+  constexpr auto kBytes = static_cast<int64_t>(kCount * sizeof(int32_t));
+  const auto parts = mine->allocate(2 * kBytes), whole = mine->allocate(size * kBytes);
+  std::cout << "rank " << rank << ": " << (whole ? "memory of its own\n" : "none of its own\n");
+  BOOST_TEST((parts == nullptr) == (whole == nullptr));
+  const bool alone_on_device = size > 1 && device_count() >= size;
+  BOOST_TEST((whole != nullptr) == alone_on_device);
+  if (whole == nullptr) return;
+  const CudaStream compute = make_high_priority_stream();
+  mine->set_compute_stream(compute.get());
+  auto* out = static_cast<int32_t*>(whole.get());
+  std::vector<int32_t> got(static_cast<size_t>(size * kCount));
+  for (int round = 0; round < 20; ++round) {
+    const bool in_place = round % 2 == 0;
+    auto* in = in_place ? out + rank * kCount : static_cast<int32_t*>(parts.get()) + kCount;
+    check_cuda(cudaMemsetAsync(in, 1 + round + rank, kBytes, compute.get()), "cudaMemsetAsync");
+    mine->all_gather(in, out, kCount, DType::I32, "test.window")->wait();
+    check_cuda(
+        cudaMemcpyAsync(got.data(), out, got.size() * sizeof(int32_t), cudaMemcpyDefault, compute.get()),
+        "cudaMemcpyAsync");
+    check_cuda(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+    for (int from = 0; from < size; ++from) {
+      const auto begin = got.begin() + from * kCount;
+      BOOST_TEST(std::count(begin, begin + kCount, 0x01010101 * (1 + round + from)) == kCount);
+    }
+    // Part of a window to plain memory, and back: any mixture is allowed.
+    DeviceData plain(std::vector<double>(static_cast<size_t>(size * kCount)), DType::I32);
+    mine->all_gather(in, plain.at(0), kCount, DType::I32, "test.mixed")->wait();
+    mine->all_reduce(out, kCount, DType::I32, ReduceOp::Max, "test.window")->wait();
+    mine->barrier("test.round");
+  }
+}
+
 BOOST_AUTO_TEST_CASE(nccl_self_check_and_barrier, *utf::precondition(has_device)) {
   const auto check = check_collective(test::job(), my_device());
   BOOST_TEST(check.backend == (comm().size() == 1 ? "single" : "nccl"));

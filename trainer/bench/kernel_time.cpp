@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <set>
 
 #include "trainer/device.h"
 
@@ -89,20 +90,31 @@ KernelTime summarize_kernels(std::vector<KernelSpan> kernels, int repeats) {
                 kernels.begin() + static_cast<std::ptrdiff_t>(kernels.size() / static_cast<size_t>(repeats)));
   const int counted = repeats - 1;
   const auto seconds = [&](int64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9 / counted; };
+  // Copies in a stream of NCCL's are its own: its all-gathers by copy engines.
+  constexpr std::string_view kCommunication = "communication";
+  std::set<int64_t> exchanging;
+  for (const KernelSpan& kernel : kernels)
+    if (kind_of_kernel(kernel.name) == kCommunication) exchanging.insert(kernel.stream);
+  const auto is_copy_of_nccl = [&](const KernelSpan& kernel) {
+    return kernel.name.rfind("Memcpy", 0) == 0 && exchanging.count(kernel.stream) != 0;
+  };
   KernelTime time;
   std::map<std::string, double> by_kind, by_name;
   RankTrace trace{.steps = counted};
   int64_t busy_until = kernels.empty() ? 0 : kernels.front().begin_ns;
   for (const KernelSpan& kernel : kernels) {
-    const std::string_view kind = kind_of_kernel(kernel.name);
+    const bool copies = is_copy_of_nccl(kernel);
+    const std::string_view kind = copies ? kCommunication : kind_of_kernel(kernel.name);
     by_kind[std::string(kind)] += seconds(kernel.end_ns - kernel.begin_ns);
     by_name[short_name(kernel.name)] += seconds(kernel.end_ns - kernel.begin_ns);
     if (kernel.begin_ns > busy_until) time.idle += seconds(kernel.begin_ns - busy_until);
     busy_until = std::max(busy_until, kernel.end_ns);
-    const bool communicates = kind == "communication";
+    const bool communicates = kind == kCommunication;
     (communicates ? trace.communication : trace.compute)
-        .push_back({communicates ? communication_call(kernel.name) : "", kernel.stream, kernel.begin_ns,
-                    kernel.end_ns});
+        .push_back({copies         ? "copy engines"
+                    : communicates ? communication_call(kernel.name)
+                                   : "",
+                    kernel.stream, kernel.begin_ns, kernel.end_ns});
   }
   time.by_kind = most_first(by_kind);
   time.by_name = most_first(by_name);

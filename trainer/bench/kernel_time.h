@@ -30,7 +30,8 @@ struct KernelSpan {
 struct KernelTime {
   std::vector<std::pair<std::string, double>> by_kind, by_name;  // seconds, the most first
   double idle = 0;  // seconds between the first and the last kernel in which none ran
-  // By NCCL's names, and "all"; empty where nothing is exchanged. How much of it compute covers.
+  // By NCCL's names, "copy engines", and "all"; empty where nothing is exchanged. How much of it compute
+  // covers.
   std::vector<KindOverlap> communication;
   double total() const;
 };

@@ -20,16 +20,18 @@ StoreOptions frozen_store_options(FrozenForm form, DType dtype, int64_t data_par
 }
 
 namespace {
-StoreOptions counted(const FrozenOptions& options, int64_t data_parallel_size) {
-  StoreOptions store = frozen_store_options(options.form, options.dtype, data_parallel_size, options.device);
+StoreOptions store_of(const FrozenOptions& options, Comm& data_parallel) {
+  StoreOptions store =
+      frozen_store_options(options.form, options.dtype, data_parallel.size(), options.device);
   store.memory = options.memory;
+  if (options.form == FrozenForm::Sharded) store.gathered_by = &data_parallel;
   return store;
 }
 }  // namespace
 
 FrozenWeights::FrozenWeights(const std::vector<ParameterShard>& shards, const FrozenOptions& options,
                              Comm& data_parallel)
-    : store_(shards, counted(options, data_parallel.size())) {
+    : store_(shards, store_of(options, data_parallel)) {
   if (options.form == FrozenForm::Sharded) {
     gathered_ = std::make_unique<GatheredWeights>(store_, data_parallel, "frozen");
     events_ = gathered_.get();

@@ -1,6 +1,5 @@
 #include "trainer/model/gathered_weights.h"
 
-#include <ATen/ops/zeros.h>
 #include <fmt/core.h>
 
 #include "base/error.h"
@@ -14,13 +13,17 @@ GatheredWeights::GatheredWeights(ParameterStore& parameters, Comm& ranks, std::s
                  plan.dp_size, ranks.size());
   parts_.resize(plan.buckets.size());
   pending_.resize(plan.buckets.size());
-  for (size_t i = 0; i < parts_.size(); ++i) {
+  int64_t total = 0;
+  for (size_t i = 0; i < parts_.size(); ++i)
+    if (parameters.weights_on_demand(static_cast<int64_t>(i)))
+      total += range(static_cast<int64_t>(i)).count();
+  const at::Tensor all_parts = total > 0 ? parameters.more_weights(total) : at::Tensor();
+  for (size_t i = 0, at = 0; i < parts_.size(); ++i) {
     const auto bucket = static_cast<int64_t>(i);
     if (!parameters.weights_on_demand(bucket)) continue;
     const int64_t count = range(bucket).count();
-    parameters.memory().allocating(MemoryPart::Weights,
-                                   count * static_cast<int64_t>(parameters.weights(bucket).itemsize()));
-    parts_[i] = at::zeros({count}, at::TensorOptions(parameters.device()).dtype(parameters.scalar_type()));
+    parts_[i] = all_parts.narrow(0, static_cast<int64_t>(at), count);
+    at += static_cast<size_t>(count);
   }
   for (const Parameter& p : parameters.parameters()) {
     if (p.spec.name != "model.norm.weight") continue;  // of the head's unit, on the head's rank

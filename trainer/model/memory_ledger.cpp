@@ -82,7 +82,7 @@ MemoryLedger::MemoryLedger(at::Device device) : device_(device) {
 
 // Takes in what the allocator saw since the last report.
 void MemoryLedger::settle() {
-  const int64_t peak = device_memory(device_).peak;
+  const int64_t peak = device_memory(device_).peak + outside_;
   peak_total_ = std::max(peak_total_, peak);
   peak_activations_ = std::max(peak_activations_, peak - known());
 }
@@ -93,6 +93,11 @@ void MemoryLedger::change(MemoryPart part, int64_t bytes) {
   current_[i] += bytes;
   peak_[i] = std::max(peak_[i], current_[i]);
   reset_peak_device_memory(device_);
+}
+
+void MemoryLedger::outside_allocator(int64_t bytes) {
+  settle();
+  outside_ += bytes;
 }
 
 void MemoryLedger::begin() {

@@ -71,9 +71,8 @@ Groups storage_groups(const std::vector<ParameterShard>& shards, BucketMemory we
 void release_memory(const at::Tensor& flat) {
   flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(nullptr, flat.device()));
 }
-void restore_memory(const at::Tensor& flat) {
-  c10::StorageImpl* storage = flat.storage().unsafeGetStorageImpl();
-  storage->set_data_ptr_noswap(storage->allocator()->allocate(storage->nbytes()));
+void restore_memory(const at::Tensor& flat, at::DataPtr memory) {
+  flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(std::move(memory));
 }
 bool has_memory(const at::Tensor& flat) {
   return flat.storage().data() != nullptr;
@@ -121,7 +120,8 @@ bool is_on_demand(const Bucket& bucket, const StoreOptions& options) {
 ParameterStore::ParameterStore(const std::vector<ParameterShard>& shards, const StoreOptions& options)
     : options_(options),
       own_memory_(options.memory == nullptr ? std::make_unique<MemoryLedger>(options.device) : nullptr),
-      memory_(options.memory == nullptr ? own_memory_.get() : options.memory) {
+      memory_(options.memory == nullptr ? own_memory_.get() : options.memory),
+      gather_memory_(options.gathered_by, options.device) {
   StoragePlan storage = storage_plan(shards, options);
   plan_ = std::move(storage.plan);
   allocate();
@@ -158,13 +158,13 @@ void ParameterStore::allocate() {
   const auto grad_options = at::TensorOptions(options_.device).dtype(torch_dtype(options_.grads_dtype));
   const bool with_grads = options_.gradients == WithGradients::Yes;
   for (const Bucket& bucket : plan_.buckets) on_demand_.push_back(is_on_demand(bucket, options_));
-  const auto make = [&](MemoryPart part, const at::TensorOptions& options,
-                        const std::function<bool(size_t)>& absent) {
+  // `make_arena` gives zeros for the resident ones.
+  const auto make = [&](const at::TensorOptions& options, const std::function<bool(size_t)>& absent,
+                        const std::function<at::Tensor(int64_t)>& make_arena) {
     int64_t resident = 0;
     for (size_t b = 0; b < plan_.buckets.size(); ++b)
       resident += absent(b) ? 0 : plan_.buckets[b].arena.count();
-    memory_->allocating(part, resident * static_cast<int64_t>(options.dtype().itemsize()));
-    const at::Tensor arena = at::zeros({resident}, options);
+    const at::Tensor arena = make_arena(resident);
     std::vector<at::Tensor> buckets;
     int64_t at = 0;
     for (size_t b = 0; b < plan_.buckets.size(); ++b) {
@@ -179,10 +179,32 @@ void ParameterStore::allocate() {
     }
     return buckets;
   };
-  weights_ = make(MemoryPart::Weights, weight_options, [&](size_t b) { return on_demand_[b]; });
+  weights_ = make(
+      weight_options, [&](size_t b) { return on_demand_[b]; },
+      [&](int64_t count) { return more_weights(count); });
   if (with_grads)
-    grads_ = make(MemoryPart::Gradients, grad_options,
-                  [&](size_t) { return options_.grads == BucketMemory::OnDemand; });
+    grads_ = make(
+        grad_options, [&](size_t) { return options_.grads == BucketMemory::OnDemand; },
+        [&](int64_t count) {
+          memory_->allocating(MemoryPart::Gradients, count * size_bytes(options_.grads_dtype));
+          return at::zeros({count}, grad_options);
+        });
+}
+
+at::Tensor ParameterStore::more_weights(int64_t count) {
+  const auto options = at::TensorOptions(options_.device).dtype(scalar_type());
+  const int64_t bytes = count * size_bytes(options_.dtype);
+  at::Tensor flat = at::empty({0}, options);
+  flat.set_(c10::Storage(c10::Storage::use_byte_size_t(), static_cast<size_t>(bytes), lend_weights(bytes)), 0,
+            {count}, {1});
+  return flat.zero_();
+}
+
+at::DataPtr ParameterStore::lend_weights(int64_t bytes) {
+  memory_->allocating(MemoryPart::Weights, bytes);
+  at::DataPtr memory = gather_memory_.allocate(bytes);
+  if (gather_memory_.is_outside_allocator()) memory_->outside_allocator(bytes);
+  return memory;
 }
 
 bool ParameterStore::has_weights(int64_t bucket) const {
@@ -194,18 +216,19 @@ bool ParameterStore::has_grads(int64_t bucket) const {
 
 void ParameterStore::restore_weights(int64_t bucket) {
   if (has_weights(bucket)) return;
-  memory_->allocating(MemoryPart::Weights, bytes_of(weights(bucket)));
-  restore_memory(weights(bucket));
+  restore_memory(weights(bucket), lend_weights(bytes_of(weights(bucket))));
 }
 void ParameterStore::release_weights(int64_t bucket) {
   if (!weights_on_demand(bucket) || !has_weights(bucket)) return;
   release_memory(weights(bucket));
+  if (gather_memory_.is_outside_allocator()) memory_->outside_allocator(-bytes_of(weights(bucket)));
   memory_->released(MemoryPart::Weights, bytes_of(weights(bucket)));
 }
 void ParameterStore::restore_grads(int64_t bucket) {
   if (has_grads(bucket)) return;
   memory_->allocating(MemoryPart::Gradients, bytes_of(grads(bucket)));
-  restore_memory(grads(bucket));
+  c10::StorageImpl* storage = grads(bucket).storage().unsafeGetStorageImpl();
+  restore_memory(grads(bucket), storage->allocator()->allocate(storage->nbytes()));
 }
 void ParameterStore::release_grads(int64_t bucket) {
   if (options_.grads != BucketMemory::OnDemand || !has_grads(bucket)) return;

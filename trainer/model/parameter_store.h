@@ -20,6 +20,7 @@
 #include "parallel/tensor/tensor_dtype.h"
 #include "parallel/zero/bucket_plan.h"
 #include "trainer/checkpoint/tensor_source.h"
+#include "trainer/model/gather_memory.h"
 #include "trainer/model/memory_ledger.h"
 #include "trainer/model/model_config.h"
 #include "trainer/model/model_partition.h"
@@ -53,6 +54,7 @@ struct StoreOptions {
   BucketMemory weights = BucketMemory::Resident;  // on demand: a bucket per layer; vectors stay resident
   BucketMemory grads = BucketMemory::Resident;
   MemoryLedger* memory = nullptr;  // where weights and gradients are counted; null: a ledger of its own
+  Comm* gathered_by = nullptr;     // ranks that will gather the weights: these lie in its GatherMemory
 };
 
 // Where parameters lie: the one that the plan calls i is `shards[order[i]]`. Pure.
@@ -92,6 +94,8 @@ class ParameterStore {
   void restore_weights(int64_t bucket);
   void release_weights(int64_t bucket);
   bool has_weights(int64_t bucket) const;
+  // Zeros for `count` weights, where the buckets' memory comes from; counted in memory().
+  at::Tensor more_weights(int64_t count);
   void restore_grads(int64_t bucket);
   void release_grads(int64_t bucket);
   bool has_grads(int64_t bucket) const;
@@ -127,6 +131,7 @@ class ParameterStore {
 
  private:
   void allocate();
+  at::DataPtr lend_weights(int64_t bytes);  // counts them
   at::Tensor fused(const std::vector<at::Tensor>& buckets, const std::string& first,
                    const std::string& last) const;
 
@@ -136,6 +141,7 @@ class ParameterStore {
   BucketPlan plan_;
   std::vector<Parameter> parameters_;
   std::unordered_map<std::string, int64_t> by_name_;
+  GatherMemory gather_memory_;
   std::vector<at::Tensor> weights_, grads_;  // by bucket
   std::vector<bool> on_demand_;              // by bucket
   std::unordered_map<int64_t, std::vector<int64_t>> unit_buckets_;

@@ -190,6 +190,7 @@ void DistributedOptimizer::begin_step(const std::vector<int64_t>& uses, int64_t 
   for (auto& bucket : buckets_) {
     if (!shards_gradients()) begin_sums(bucket);
     bucket.has_sum = false;
+    bucket.squares.clear();
     bucket.per_cycle = 0;
   }
   for (size_t i = 0; i < uses.size(); ++i) bucket_of(static_cast<int64_t>(i)).per_cycle += uses[i];
@@ -281,19 +282,29 @@ void DistributedOptimizer::retire(BucketState& bucket) {
 }
 
 void DistributedOptimizer::finish_gradients() {
-  for (const size_t index : in_flight_) retire(buckets_[index]);
-  in_flight_.clear();
+  // Where nothing is added any more, what has arrived is measured while the last sums are under way.
+  const bool measures = comms_.replicas == nullptr && summations_.empty();
+  const auto arrived = [&](BucketState& bucket) {
+    if (measures) bucket.squares = sum_of_squares(bucket);
+  };
   for (auto& bucket : buckets_) {
     bucket.per_cycle = 0;
-    if (shards_gradients()) {
-      HEARTH_ASSERT(!parameters_.has_grads(bucket.index));
-      if (!bucket.has_sum) bucket.grad_shard.zero_();
+    if (!shards_gradients()) {
+      HEARTH_ASSERT(bucket.pending == 0 && bucket.reduction != nullptr);
+      bucket.reduction->wait();
+      bucket.reduction.reset();
+    } else if (bucket.reduction != nullptr) {
       continue;
+    } else if (!bucket.has_sum) {
+      bucket.grad_shard.zero_();
     }
-    HEARTH_ASSERT(bucket.pending == 0 && bucket.reduction != nullptr);
-    bucket.reduction->wait();
-    bucket.reduction.reset();
+    arrived(bucket);
   }
+  for (const size_t index : in_flight_) {
+    retire(buckets_[index]);
+    arrived(buckets_[index]);
+  }
+  in_flight_.clear();
   std::vector<WorkPtr> sums;
   if (comms_.replicas != nullptr)
     for (const auto& bucket : buckets_) {
@@ -311,41 +322,55 @@ void DistributedOptimizer::finish_gradients() {
   for (auto& sum : sums) sum->wait();
 }
 
+// One number for each range that counts, fp64.
+std::vector<at::Tensor> DistributedOptimizer::sum_of_squares(const BucketState& bucket) const {
+  std::vector<at::Tensor> sums;
+  for (const ElementRange range : bucket.counted)
+    sums.push_back(kernels::sum_of_squares_op(part(owned_grads(bucket), range)).view({1}));
+  return sums;
+}
+
 at::Tensor DistributedOptimizer::local_sum_of_squares() const {
   std::vector<at::Tensor> sums{at::zeros({1}, at::TensorOptions(parameters_.device()).dtype(at::kDouble))};
-  for (const auto& bucket : buckets_)
-    for (const ElementRange range : bucket.counted)
-      sums.push_back(kernels::sum_of_squares_op(part(owned_grads(bucket), range)).view({1}));
+  for (const auto& bucket : buckets_) {
+    const auto squares = bucket.squares.empty() ? sum_of_squares(bucket) : bucket.squares;
+    sums.insert(sums.end(), squares.begin(), squares.end());
+  }
   return at::stack(sums).sum(0);
 }
 
 void DistributedOptimizer::step(double lr, double grad_scale) {
   ++num_updates_;
   if (zero_stage_ == 3) finish_parameters();  // what was fetched ahead and not used is of before the update
-  for (auto& bucket : buckets_) {
-    kernels::AdamWStep update;
-    update.master = bucket.master;
-    update.grad = owned_grads(bucket);
-    update.exp_avg = bucket.exp_avg;
-    update.exp_avg_sq = bucket.exp_avg_sq;
-    if (separate_masters_) update.model_param = owned_weights(bucket);
-    update.no_decay_ranges_R2 = bucket.no_decay_ranges;
-    update.lr = lr;
-    update.beta1 = config_.adam_beta1;
-    update.beta2 = config_.adam_beta2;
-    update.eps = config_.adam_eps;
-    update.weight_decay = config_.weight_decay;
-    update.step = num_updates_;
-    update.rounding_seed =
-        CounterRng(static_cast<uint64_t>(num_updates_), static_cast<uint64_t>(comm_.rank()))
-            .bits(static_cast<uint64_t>(bucket.index));
-    update.grad_scale = grad_scale;
-    kernels::adamw_step_op(update);
+  // Forward order: while later layers are updated, the first ones are gathered already. Of buckets that come
+  // and go that is the first alone; the next is fetched when it is used.
+  bool is_first = true;
+  for (auto bucket = buckets_.rbegin(); bucket != buckets_.rend(); ++bucket) {
+    update(*bucket, lr, grad_scale);
+    const bool on_demand = parameters_.weights_on_demand(bucket->index);
+    if (zero_stage_ > 0 && (is_first || !on_demand)) gathered_.gather(bucket->index);
+    is_first = is_first && !on_demand;
   }
-  if (zero_stage_ == 0) return;
-  // Forward order, so that the first layers are whole first; stage 3 gathers at use.
-  for (auto bucket = buckets_.rbegin(); bucket != buckets_.rend(); ++bucket)
-    if (!parameters_.weights_on_demand(bucket->index)) gathered_.gather(bucket->index);
+}
+
+void DistributedOptimizer::update(BucketState& bucket, double lr, double grad_scale) {
+  kernels::AdamWStep update;
+  update.master = bucket.master;
+  update.grad = owned_grads(bucket);
+  update.exp_avg = bucket.exp_avg;
+  update.exp_avg_sq = bucket.exp_avg_sq;
+  if (separate_masters_) update.model_param = owned_weights(bucket);
+  update.no_decay_ranges_R2 = bucket.no_decay_ranges;
+  update.lr = lr;
+  update.beta1 = config_.adam_beta1;
+  update.beta2 = config_.adam_beta2;
+  update.eps = config_.adam_eps;
+  update.weight_decay = config_.weight_decay;
+  update.step = num_updates_;
+  update.rounding_seed = CounterRng(static_cast<uint64_t>(num_updates_), static_cast<uint64_t>(comm_.rank()))
+                             .bits(static_cast<uint64_t>(bucket.index));
+  update.grad_scale = grad_scale;
+  kernels::adamw_step_op(update);
 }
 
 void DistributedOptimizer::for_each_part(

@@ -82,8 +82,7 @@ class DistributedOptimizer : public ParameterEvents {
   // the job is the squared norm.
   at::Tensor local_sum_of_squares() const;
 
-  // One AdamW update with gradients x grad_scale, then starts to make the new parameters visible on all
-  // ranks.
+  // One AdamW update with gradients x grad_scale; starts to make the new parameters visible on all ranks.
   void step(double lr, double grad_scale);
   // Waits until resident parameters are whole on this rank, and gives back buckets that were fetched ahead.
   void finish_parameters() { gathered_.finish(); }
@@ -116,7 +115,8 @@ class DistributedOptimizer : public ParameterEvents {
     std::vector<ElementRange> cleared;   // of the bucket: all but the matrices, zeroed when sums begin
     int64_t pending = 0, per_cycle = 0;  // contributions until the next reduction
     WorkPtr reduction;
-    at::Tensor incoming;  // stage 2, 3: what the reduction under way delivers
+    at::Tensor incoming;              // stage 2, 3: what the reduction under way delivers
+    std::vector<at::Tensor> squares;  // of the step's sums, where they were measured as they arrived
   };
   struct Summation {  // of one range over another parallel group
     Comm* comm = nullptr;
@@ -138,6 +138,8 @@ class DistributedOptimizer : public ParameterEvents {
   void complete_sums(const BucketState& bucket);
   void reduce(BucketState& bucket);
   void retire(BucketState& bucket);
+  std::vector<at::Tensor> sum_of_squares(const BucketState& bucket) const;
+  void update(BucketState& bucket, double lr, double grad_scale);
   // Calls visit(parameter, range within its box, bucket, offset within bucket.owned) for a range of every
   // bucket.
   void for_each_part(

@@ -59,6 +59,24 @@ BOOST_AUTO_TEST_CASE(kernels_are_the_mean_of_all_steps_but_the_first) {
   BOOST_TEST(communication_call("ncclKernel_new") == "other");
 }
 
+BOOST_AUTO_TEST_CASE(copies_in_a_stream_of_nccl_are_its_own) {
+  std::vector<KernelSpan> kernels;
+  for (const int64_t at : {0, 100}) {
+    kernels.push_back({"nvjet_sm90", 7, at, at + 50});
+    kernels.push_back({"Memcpy DtoD (Device -> Device)", 7, at + 50, at + 60});
+    kernels.push_back({"Memcpy PtoP (Device -> Device)", 9, at + 40, at + 70});
+    kernels.push_back({"ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL(args)", 9, at + 70, at + 80});
+  }
+  const KernelTime time = summarize_kernels(kernels, 2);
+  const std::vector<KindOverlap> want = {
+      {.kind = "ReduceScatter", .calls = 1, .total_ns = 10, .covered_ns = 0, .exposed_ns = 10},
+      {.kind = "copy engines", .calls = 1, .total_ns = 30, .covered_ns = 20, .exposed_ns = 10},
+      {.kind = "all", .calls = 2, .total_ns = 40, .covered_ns = 20, .exposed_ns = 20}};
+  BOOST_TEST((time.communication == want));
+  BOOST_TEST_REQUIRE(time.by_kind.size() == 3U);
+  BOOST_TEST(time.by_kind[2].first == "copy");
+}
+
 BOOST_AUTO_TEST_CASE(quantiles_lie_between_the_nearest_values) {
   const std::vector<double> values = {5, 1, 4, 2, 3};
   BOOST_TEST(quantile(values, 0.0) == 1.0);

@@ -4,10 +4,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <cstdlib>
 
 #include "base/error.h"
+#include "parallel/comm.h"
 #include "tests/trainer/tiny_model.h"
 
 using namespace hearth;
@@ -27,6 +30,41 @@ ParameterStore initialized(int64_t data_parallel_size, int64_t bucket_elements, 
   store.initialize(seed);
   return store;
 }
+
+// A group with memory of its own, from the heap.
+class Lender final : public Comm {
+ public:
+  explicit Lender(bool has_memory) : has_memory_(has_memory) {}
+  std::shared_ptr<void> allocate(int64_t size_bytes) override {
+    asked.push_back(size_bytes);
+    if (!has_memory_) return nullptr;
+    ++alive;
+    return {std::malloc(static_cast<size_t>(size_bytes)), [this](void* memory) {
+              std::free(memory);
+              --alive;
+            }};
+  }
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  std::string_view backend() const override { return "lender"; }
+  const std::string& group() const override { return group_; }
+  void set_compute_stream(StreamHandle) override {}
+  WorkPtr all_reduce(void*, int64_t, DType, ReduceOp, std::string_view) override { return {}; }
+  WorkPtr reduce_scatter(const void*, void*, int64_t, DType, std::string_view) override { return {}; }
+  WorkPtr all_gather(const void*, void*, int64_t, DType, std::string_view) override { return {}; }
+  WorkPtr broadcast(void*, int64_t, DType, int, std::string_view) override { return {}; }
+  WorkPtr all_to_all(const void*, void*, int64_t, DType, std::string_view) override { return {}; }
+  WorkPtr send(const void*, int64_t, DType, int, std::string_view) override { return {}; }
+  WorkPtr recv(void*, int64_t, DType, int, std::string_view) override { return {}; }
+  void barrier(std::string_view) override {}
+
+  std::vector<int64_t> asked;
+  int64_t alive = 0;
+
+ private:
+  bool has_memory_;
+  std::string group_ = "lender";
+};
 
 }  // namespace
 
@@ -116,4 +154,41 @@ BOOST_AUTO_TEST_CASE(an_unknown_parameter_is_named) {
   BOOST_CHECK_EXCEPTION(store.index("model.nothing"), Error, [](const Error& e) {
     return std::string(e.what()).find("model.nothing") != std::string::npos;
   });
+}
+
+BOOST_AUTO_TEST_CASE(weights_lie_in_memory_of_the_group_that_gathers_them) {
+  count_cpu_memory();
+  const auto shards = parameter_shards(biased_config(), ModelPartition::whole(biased_config()));
+  for (const bool has_memory : {false, true}) BOOST_TEST_CONTEXT("has memory " << has_memory) {
+      Lender group(has_memory);
+      {
+        ParameterStore store(shards, {.weights = BucketMemory::OnDemand, .gathered_by = &group});
+        MemoryLedger& ledger = store.memory();
+        BOOST_TEST(group.asked.size() == 1u);  // what stays
+        const auto kept = ledger.held(MemoryPart::Weights);
+        BOOST_TEST(group.asked[0] == kept);
+        // A layer's bucket, twice: the second time in the block of the first.
+        const auto matrices = [&](int64_t unit) {
+          const auto& all = store.buckets_of_unit(unit);
+          return *std::find_if(all.begin(), all.end(), [&](int64_t b) { return store.weights_on_demand(b); });
+        };
+        const int64_t bucket = matrices(1), other = matrices(2);
+        BOOST_TEST(store.weights(bucket).nbytes() == store.weights(other).nbytes());
+        const void* first = nullptr;
+        for (const int64_t b : {bucket, other, bucket}) {
+          ledger.begin();
+          store.restore_weights(b);
+          store.weights(b).fill_(3);
+          if (first == nullptr) first = store.weights(b).data_ptr();
+          if (has_memory) BOOST_TEST(store.weights(b).data_ptr() == first);
+          store.release_weights(b);
+          const MemoryUse peak = ledger.peak();
+          BOOST_TEST(peak.weights == kept + static_cast<int64_t>(store.weights(b).nbytes()));
+          BOOST_TEST(peak.activations == 0);
+        }
+        BOOST_TEST(group.asked.size() == (has_memory ? 2u : 1u));
+        BOOST_TEST(group.alive == (has_memory ? 2 : 0));
+      }
+      BOOST_TEST(group.alive == 0);
+    }
 }
