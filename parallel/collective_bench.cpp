@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/quantile.h"
 #include "parallel/library_collectives.h"
 
 namespace hearth {
@@ -24,12 +25,6 @@ constexpr int64_t kCheckBytes = 1 << 20;
 constexpr double kRunSeconds = 0.02;
 constexpr int64_t kMinCalls = 3, kMaxCalls = 100;  // see LibraryCollectives::seconds
 constexpr int kRounds = 9;
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + std::ssize(values) / 2;
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 std::unique_ptr<LibraryCollectives> make_library(Job& job, const CollectiveBenchOptions& options) {
 #if HEARTH_NCCL
@@ -172,7 +167,8 @@ void Bench::check(BenchCollective op, int64_t size_bytes) {
 // On the slowest rank.
 double Bench::seconds_per_call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls) {
   control_.barrier("bench.start");
-  const double mine = library_->seconds(side, [&] { call(side, op, size_bytes, calls); });
+  const double mine = library_->seconds(
+      side, [&] { call(side, op, size_bytes, 1); }, [&] { call(side, op, size_bytes, calls); });
   const int64_t slowest_ns = control_.all_reduce_max(std::llround(mine * 1e9), "bench.slowest");
   return static_cast<double>(std::max<int64_t>(slowest_ns, 1)) / 1e9 / static_cast<double>(calls);
 }
@@ -193,8 +189,8 @@ CollectiveTiming Bench::measure(BenchCollective op, int64_t size_bytes) {
   return {.op = op,
           .size_bytes = size_bytes,
           .calls = calls,
-          .seconds = median(hearth),
-          .library_seconds = median(library)};
+          .seconds = quantile(hearth, 0.5),
+          .library_seconds = quantile(library, 0.5)};
 }
 
 }  // namespace

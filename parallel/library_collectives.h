@@ -34,10 +34,11 @@ class LibraryCollectives {
   virtual StreamHandle compute_stream() const = 0;
   // Until all that `calls` issues through one side is done on this rank.
   virtual void run(CollectiveSide side, const std::function<void()>& calls) = 0;
-  // What that takes. NCCL: on the device, which begins when all is issued; to be run() once before, because a
-  // first call waits for the device, and a few hundred calls at most, which is what a stream takes before the
-  // host waits.
-  virtual double seconds(CollectiveSide side, const std::function<void()>& calls) = 0;
+  // What `calls` take behind `lead`, which lets the ranks begin together. NCCL: on the device, which begins
+  // when all is issued; to be run() once before, because a first call waits for the device, and a few hundred
+  // calls at most, which is what a stream takes before the host waits.
+  virtual double seconds(CollectiveSide side, const std::function<void()>& lead,
+                         const std::function<void()>& calls) = 0;
 };
 
 // Collective over the job. The MPI side throws Error{Usage} unless `dtype` is F32: MPI has no bf16.

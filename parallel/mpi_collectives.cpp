@@ -52,7 +52,9 @@ class MpiCollectives final : public LibraryCollectives {
 
   StreamHandle compute_stream() const override { return nullptr; }
   void run(CollectiveSide, const std::function<void()>& calls) override { calls(); }
-  double seconds(CollectiveSide, const std::function<void()>& calls) override {
+  double seconds(CollectiveSide, const std::function<void()>& lead,
+                 const std::function<void()>& calls) override {
+    lead();
     const auto start = std::chrono::steady_clock::now();
     calls();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -89,9 +89,11 @@ class NcclCollectives final : public LibraryCollectives {
     check_cuda(cudaEventRecord(stop_.get(), stream_of(side)), "cudaEventRecord");
     wait_for_stop();
   }
-  double seconds(CollectiveSide side, const std::function<void()>& calls) override {
+  double seconds(CollectiveSide side, const std::function<void()>& lead,
+                 const std::function<void()>& calls) override {
     {
       const Gate gate(stream_of(side));
+      lead();
       check_cuda(cudaEventRecord(start_.get(), stream_of(side)), "cudaEventRecord");
       calls();
       check_cuda(cudaEventRecord(stop_.get(), stream_of(side)), "cudaEventRecord");

@@ -43,7 +43,7 @@ stage_bandwidth() {
 }
 stage_fault() {
   export CUDA_MODULE_LOADING=EAGER  # hearth train sets it for pipelines
-  one fault hang "$python" "$root/tests/integration/hang.py" "pp kill" "pp stop"
+  one fault hang "$python" "$root/tests/integration/hang.py" "pp kill" "pp stop" "dp kill" "dp stop"
   unset CUDA_MODULE_LOADING
 }
 stage_scaling() {

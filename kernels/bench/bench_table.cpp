@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/quantile.h"
 #include "kernels/launch_check.h"
 
 namespace hearth::kernels {
@@ -36,8 +37,7 @@ double median_us(const Body& body, int64_t sets) {
     times.push_back(1e3 * static_cast<double>(ms));
   }
   for (const cudaEvent_t event : events) HEARTH_CUDA_CHECK(cudaEventDestroy(event));
-  std::nth_element(times.begin(), times.begin() + kRepeats / 2, times.end());
-  return times[kRepeats / 2];
+  return quantile(std::move(times), 0.5);
 }
 
 // GB/s of LibTorch's copy where half of `bytes` is read and half written.

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/quantile.h"
 #include "kernels/bench/kernels_bench.h"
 #include "launch/build_info.h"
 #include "launch/command.h"

@@ -1,10 +1,11 @@
-// base/: errors, digests, counter-based random numbers, dtype conversion.
+// base/: errors, digests, quantiles, counter-based random numbers, dtype conversion.
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 
 #include "base/dtype.h"
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/quantile.h"
 #include "base/rng.h"
 
 using namespace hearth;
@@ -13,6 +14,15 @@ BOOST_AUTO_TEST_CASE(error_says_kind_exit_code_and_details) {
   Error error(ErrorKind::BadInput, "shard is short");
   error.with("file", "a.h5");
   BOOST_TEST(std::string(error.what()) == "shard is short  [kind=BadInput exit=4]\n  file         a.h5");
+}
+
+BOOST_AUTO_TEST_CASE(quantiles_lie_between_the_nearest_values) {
+  const std::vector<double> values = {5, 1, 4, 2, 3};
+  BOOST_TEST(quantile(values, 0.0) == 1.0);
+  BOOST_TEST(quantile(values, 0.5) == 3.0);
+  BOOST_TEST(quantile(values, 1.0) == 5.0);
+  BOOST_TEST(quantile(values, 0.125) == 1.5);
+  BOOST_TEST(quantile({7.0}, 0.95) == 7.0);
 }
 
 BOOST_AUTO_TEST_CASE(xxh3_matches_the_published_vectors) {  // xxhsum -H2 of the empty input

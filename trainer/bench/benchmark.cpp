@@ -74,6 +74,7 @@ class Bench {
   void synchronize() { hearth::synchronize(device_); }
   double loss() const { return loss_; }
   int64_t peak_memory() { return model_.parameters().memory().peak_total(); }
+  int64_t memory_outside_allocator() { return model_.parameters().memory().peak_outside_allocator(); }
 
  private:
   const ExperimentConfig& config_;
@@ -86,15 +87,6 @@ class Bench {
 };
 
 }  // namespace
-
-double quantile(std::vector<double> values, double q) {
-  HEARTH_REQUIRE(!values.empty(), "a quantile of nothing");
-  std::sort(values.begin(), values.end());
-  const double at = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<size_t>(at);
-  const size_t above = std::min(below + 1, values.size() - 1);
-  return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
-}
 
 BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
                                    const BenchmarkOptions& options, const OtherModels& others, Log& log) {
@@ -122,7 +114,7 @@ BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroup
   result.kernels = kernel_time(device, [&] { bench.step(); });
   result.loss = bench.loss();
   result.peak_memory_bytes = bench.peak_memory();
-  result.reserved_memory_bytes = peak_reserved_memory(device);
+  result.reserved_memory_bytes = peak_reserved_memory(device) + bench.memory_outside_allocator();
   return result;
 }
 

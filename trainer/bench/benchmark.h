@@ -35,7 +35,4 @@ struct BenchmarkResult {
 BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroups& groups, at::Device device,
                                    const BenchmarkOptions& options, const OtherModels& others, Log& log);
 
-// The value below which a share `q` of the values lies, between the two nearest. Pure.
-double quantile(std::vector<double> values, double q);
-
 }  // namespace hearth

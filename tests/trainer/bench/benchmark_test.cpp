@@ -1,4 +1,4 @@
-// The arithmetic of `hearth bench train`: kinds of kernels, quantiles, bytes of a step. What it measures is
+// The arithmetic of `hearth bench train`: kinds of kernels, bytes of a step. What it measures is
 // tried by tests/integration/bench.py.
 #include "trainer/bench/benchmark.h"
 
@@ -75,15 +75,6 @@ BOOST_AUTO_TEST_CASE(copies_in_a_stream_of_nccl_are_its_own) {
   BOOST_TEST((time.communication == want));
   BOOST_TEST_REQUIRE(time.by_kind.size() == 3U);
   BOOST_TEST(time.by_kind[2].first == "copy");
-}
-
-BOOST_AUTO_TEST_CASE(quantiles_lie_between_the_nearest_values) {
-  const std::vector<double> values = {5, 1, 4, 2, 3};
-  BOOST_TEST(quantile(values, 0.0) == 1.0);
-  BOOST_TEST(quantile(values, 0.5) == 3.0);
-  BOOST_TEST(quantile(values, 1.0) == 5.0);
-  BOOST_TEST(quantile(values, 0.125) == 1.5);
-  BOOST_TEST(quantile({7.0}, 0.95) == 7.0);
 }
 
 // Two layers of 8 with 2 heads and 1 key/value head of 4, feed-forward 16, vocabulary 32; 3 samples of 5
