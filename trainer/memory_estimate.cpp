@@ -44,6 +44,7 @@ class ModelsReplay {
       asked_.emplace(shape, part, /*recompute_every_layers=*/0, total_);
       asked_->add_store(parameter_shards(shape, part), frozen(whole_or_split));
     }
+    if (!adapters) trained_.begin();
     ahead_ = schedule.virtual_stages() > 1;
     // Twice: what one micro-batch leaves is there for the next.
     for (int i = 0; ahead_ && i < 2; ++i) ask();

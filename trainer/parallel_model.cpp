@@ -49,6 +49,7 @@ ModelContext ParallelModel::training_context(const ParallelConfig& config, const
   }
   ModelContext context = model_context(config, tensor, sequence);
   context.events = events_ ? static_cast<ParameterEvents*>(events_.get()) : optimizer_.get();
+  context.gradients_travel = groups_.shards().size() > 1;
   return context;
 }
 

@@ -121,8 +121,11 @@ void StateReplay::layer_backward(int64_t layer, const std::function<void(const N
 
 void StateReplay::backward(int number, int micro, bool deferred) {
   const ModelChunk& part = chunk(number);
+  // Where the table's gradient travels, the first layer's wait for it.
+  const bool table_first = data_ranks_ > 1 && part.embedding && bucket_.contains("model.embed_tokens.weight");
+  bool waits = deferred;
   const auto linear = [&](const Names& names) {
-    if (deferred) {
+    if (waits) {
       deferred_[{number, micro}].push_back(names);
     } else {
       gradient(names);
@@ -132,9 +135,12 @@ void StateReplay::backward(int number, int micro, bool deferred) {
     for (const auto& name : trained({head_table()})) end_gradient(name);
     gradient({"model.norm.weight"});
   }
-  for (int64_t layer = part.first_layer + part.num_layers - 1; layer >= part.first_layer; --layer)
+  for (int64_t layer = part.first_layer + part.num_layers - 1; layer >= part.first_layer; --layer) {
+    waits = deferred || (table_first && layer == 0);
     layer_backward(layer, linear);
+  }
   if (part.embedding) gradient({"model.embed_tokens.weight"});
+  if (!deferred) weight_gradients(number, micro);
 }
 
 void StateReplay::weight_gradients(int number, int micro) {

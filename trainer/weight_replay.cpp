@@ -47,6 +47,16 @@ void WeightReplay::gather(Store& store, int64_t unit) {
   }
 }
 
+void WeightReplay::begin() {
+  auto& buckets = stores_.front().buckets;
+  const auto first = std::find_if(buckets.rbegin(), buckets.rend(), [](const BucketState& b) {
+    return b.on_demand;  // in backward order, as a plan's
+  });
+  if (first == buckets.rend()) return;
+  first->here = true;
+  total_.add(first->bytes);
+}
+
 void WeightReplay::use(int64_t unit, int64_t next) {
   for (Store& store : stores_) {
     gather(store, unit);

@@ -28,6 +28,9 @@ class WeightReplay {
                PeakBytes& total);
   void add_store(const std::vector<ParameterShard>& shards, const StoreOptions& options);
 
+  // Before a step: the first bucket of a model that is trained whole is there, gathered when it was updated.
+  void begin();
+
   // Actions of a pipeline rank. Forward of the chunk with the head is its layers and then its loss, before
   // which the head may also answer without gradients (Transformer::logprobs).
   void layers(int chunk);

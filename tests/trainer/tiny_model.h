@@ -27,10 +27,11 @@ struct TinyModel {
   ParameterStore parameters;
   Transformer transformer;
   explicit TinyModel(const ModelConfig& config, DType dtype = DType::F32, RecomputeChoice recompute = {},
-                     WithGradients gradients = WithGradients::Yes, ParameterEvents* events = nullptr)
+                     WithGradients gradients = WithGradients::Yes, ParameterEvents* events = nullptr,
+                     bool gradients_travel = false)
       : parameters(config, dtype, at::kCPU, gradients, /*data_parallel_size=*/1, /*bucket_elements=*/4096),
         transformer(config, parameters, recompute, ModelPartition::whole(config).chunks[0],
-                    ModelContext{.events = events}) {
+                    ModelContext{.events = events, .gradients_travel = gradients_travel}) {
     parameters.initialize(/*seed=*/7);
   }
 };

@@ -189,6 +189,25 @@ BOOST_AUTO_TEST_CASE(kernels_get_the_name_of_the_call_that_launched_them) {
   BOOST_TEST(find(trace, "process_name")["args"]["name"] == "rank 3 tp1 host");
 }
 
+// Copy engines gather: copies that a call launched are its time, others are nobody's.
+BOOST_AUTO_TEST_CASE(copies_that_a_call_launched_are_its_own) {
+  json events = profiled();
+  for (json& e : events["traceEvents"])
+    if (e.value("name", "") == "ncclDevKernel_AllGather_RING_LL") {
+      e["cat"] = "gpu_memcpy";
+      e["name"] = "Memcpy PtoP (Device -> Device)";
+    }
+  events["traceEvents"].push_back(event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 0, kMainStream, 1300,
+                                        10, {{"correlation", 901}}));
+  const json trace = rank_trace(events, calls(), {.rank = 3, .place = "tp1", .host_process = 4711});
+  BOOST_TEST(find(trace, "all_gather tp.qkv.x")["args"]["kernel"] == "Memcpy PtoP (Device -> Device)");
+  check_rows(read_rank_trace(trace, "trace"), {{"dp reduce-scatter", 1, 200'000, 50'000, 150'000},
+                                               {"tp all-gather", 1, 100'000, 50'000, 50'000},
+                                               {"unnamed", 1, 10'000, 0, 10'000},
+                                               {"world vote", 1, 50'000, 0, 50'000},
+                                               {"all", 4, 360'000, 100'000, 260'000}});
+}
+
 BOOST_AUTO_TEST_CASE(a_call_without_a_kernel_is_an_event_from_begin_to_end) {
   const json trace = traced(3);
   int events = 0;

@@ -50,9 +50,9 @@ LinearOutput row_linear(const Tensor& x, const LinearWeights& w, const DropoutKe
 
 // Weight gradients that nothing overlaps with: computed here, or deferred.
 template <class Gradient>
-void now_or_later(const ModelContext& context, Gradient&& gradient) {
-  if (context.deferred != nullptr) {
-    context.deferred->push(std::forward<Gradient>(gradient));
+void now_or_later(WeightGradQueue* queue, Gradient&& gradient) {
+  if (queue != nullptr) {
+    queue->push(std::forward<Gradient>(gradient));
   } else {
     gradient();
   }
@@ -83,11 +83,11 @@ NormGradient norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd
 // again for the weight gradient (cheaper than keeping all rows: Korthikanti et al. 2022) while the input
 // gradient is computed; that one crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
-                              const AdapterPass& pass, const ModelContext& context) {
+                              const AdapterPass& pass, const ModelContext& context, WeightGradQueue* queue) {
   if (!w.main_grad.defined() && !w.lora)
     return context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx").wait();
-  if (context.deferred != nullptr) {
-    context.deferred->push(
+  if (queue != nullptr) {
+    queue->push(
         [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
         [dy, pass, &w, &context](const Tensor& x) { accumulate_weight_gradient(dy, x, w, pass, context); });
     return context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx").wait();
@@ -103,10 +103,11 @@ Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const Line
 // alone by the norm's backward itself, which reads what that takes anyway.
 Tensor normed_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& kept,
                               const NormWeights& norm, const LinearWeights& w, const AdapterPass& pass,
-                              const ModelContext& context, const Tensor& residual_grad) {
+                              const ModelContext& context, WeightGradQueue* queue,
+                              const Tensor& residual_grad) {
   if (context.rows.size() > 1) {
     const Tensor normed = kept.defined() ? kept : kernels::rms_norm_forward_op(x, norm.weight, norm.eps).y;
-    return norm_backward(column_linear_backward(dy, normed, w, pass, context), x, rstd, norm, context,
+    return norm_backward(column_linear_backward(dy, normed, w, pass, context, queue), x, rstd, norm, context,
                          residual_grad)
         .dx;
   }
@@ -115,7 +116,7 @@ Tensor normed_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& r
   const auto gradient =
       norm_backward(linear_input_gradient(dy, w, pass), x, rstd, norm, context, residual_grad, output);
   if (trains)
-    now_or_later(context, [dy, normed = kept.defined() ? kept : gradient.y, pass, &w, &context] {
+    now_or_later(queue, [dy, normed = kept.defined() ? kept : gradient.y, pass, &w, &context] {
       accumulate_weight_gradient(dy, normed, w, pass, context);
     });
   return gradient.dx;
@@ -191,9 +192,9 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
     }
     const Tensor residual_grad = grads[1].defined() ? grads[1].contiguous() : Tensor();
     const Tensor dy = d_qkv.view({d_qkv.size(0), -1});
-    const Tensor dx =
-        normed_linear_backward(dy, x, rstd, saved[2], w->input_norm, w->qkv,
-                               adapter_pass(dy, w->qkv, saved[10], {saved[9]}), context, residual_grad);
+    const Tensor dx = normed_linear_backward(dy, x, rstd, saved[2], w->input_norm, w->qkv,
+                                             adapter_pass(dy, w->qkv, saved[10], {saved[9]}), context,
+                                             context.queue_of(w->unit), residual_grad);
     context.events->after_use(w->unit, UsePhase::Backward);
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -215,7 +216,7 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dy = grads[0].contiguous(), input = saved[0];
     const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
     const AdapterPass pass = adapter_pass(dy_all, w->attention_output, saved[2], {saved[1]});
-    now_or_later(context, [dy, dy_all, pass, input, w, &context] {
+    now_or_later(context.queue_of(w->unit), [dy, dy_all, pass, input, w, &context] {
       accumulate_weight_gradient(dy_all, input, w->attention_output, pass, context, dy);
     });
     return {linear_input_gradient(dy_all, w->attention_output, pass), dy, Tensor(), Tensor()};
@@ -255,11 +256,12 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const Tensor activated = saved[4].defined() ? saved[4] : d_activated;
     kernels::swiglu_backward_out_op(d_activated, saved[2], d_gate_up,
                                     saved[4].defined() ? Tensor() : activated);
-    now_or_later(context, [dy_all, pass, activated, w, &context] {
+    now_or_later(context.queue_of(w->unit), [dy_all, pass, activated, w, &context] {
       accumulate_weight_gradient(dy_all, activated, w->down, pass, context);
     });
     return {normed_linear_backward(d_gate_up, saved[0], saved[1], saved[3], norm, w->gate_up,
                                    adapter_pass(d_gate_up, w->gate_up, saved[6], keys), context,
+                                   context.queue_of(w->unit),
                                    /*residual_grad=*/dy),
             Tensor(), Tensor()};
   }

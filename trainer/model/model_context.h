@@ -3,6 +3,8 @@
 // them. Not thread-safe.
 #pragma once
 
+#include <ATen/core/grad_mode.h>
+
 #include <functional>
 #include <string>
 #include <utility>
@@ -28,6 +30,7 @@ class WeightGradQueue {
     gradients_.push_back({std::move(collect), std::move(gradient)});
   }
   void run() {
+    const at::NoGradGuard no_grad;  // what was kept for these gradients belongs to no graph any more
     const auto gradients = std::exchange(gradients_, {});
     const auto collect = [&](size_t i) {
       return i < gradients.size() && gradients[i].collect ? gradients[i].collect()
@@ -62,12 +65,19 @@ struct ModelContext {
   ContextParallel sequence;
   AttentionBackend attention = AttentionBackend::Auto;  // of sequences that this rank has whole
   ParameterEvents* events = nullptr;                    // never null once a Transformer is made
-  WeightGradQueue* deferred = nullptr;                  // null: weight gradients are computed at once
+  bool gradients_travel = false;                        // to other ranks, each bucket when it is complete
+  // Where weight gradients wait; null: they are computed at once.
+  WeightGradQueue* deferred = nullptr;              // of all layers
+  WeightGradQueue* first_layer_deferred = nullptr;  // of layer 0
   // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be
   // empty.
   std::function<void(const std::string& name, const at::Tensor& rows_nD)> activation_observer;
   bool rebuilding = false;  // a forward pass inside backward (recompute.h)
 
+  WeightGradQueue* queue_of(int64_t unit) const {
+    constexpr int64_t kFirstLayer = 1;  // 0 is the table
+    return deferred == nullptr && unit == kFirstLayer ? first_layer_deferred : deferred;
+  }
   // Around a forward use of a unit. What is rebuilt stays for the backward that follows at once.
   void before_forward(int64_t unit) const {
     events->before_use(unit, rebuilding ? UsePhase::Backward : UsePhase::Forward);

@@ -54,6 +54,12 @@ class Transformer {
   int64_t uses_per_micro(int64_t parameter_index) const;
   // Weight gradients go to `queue` from now on; null: they are computed at once.
   void defer_weight_gradients(WeightGradQueue* queue) { context_.deferred = queue; }
+  // The same of the first layer alone, where the table's gradient travels too: that is then not the last one
+  // of backward, and its sum over the ranks, the largest of all, has work beside it.
+  void defer_first_layer(WeightGradQueue* queue) {
+    if (context_.gradients_travel && embedding_.linear.main_grad.defined())
+      context_.first_layer_deferred = queue;
+  }
   // See ModelContext::activation_observer.
   void observe_activations(std::function<void(const std::string&, const at::Tensor&)> observer) {
     context_.activation_observer = std::move(observer);

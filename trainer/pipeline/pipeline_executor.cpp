@@ -1,7 +1,6 @@
 #include "trainer/pipeline/pipeline_executor.h"
 
 #include <ATen/ThreadLocalState.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
@@ -76,12 +75,10 @@ void PipelineExecutor::perform(const Action& action) {
       return backward(key, /*defer=*/false);
     case ActionKind::BackwardInput:
       return backward(key, /*defer=*/true);
-    case ActionKind::BackwardWeight: {
-      const at::NoGradGuard no_grad;  // what was kept for these gradients belongs to no graph any more
+    case ActionKind::BackwardWeight:
       activations_.at(key).deferred.run();
       activations_.erase(key);
       return;
-    }
     case ActionKind::ForwardBackward:
       return forward_and_backward(key, {action.backward_chunk, action.backward_micro});
     case ActionKind::SendForward:
@@ -149,7 +146,11 @@ void PipelineExecutor::backward(Key key, bool defer) {
   const auto [chunk, micro] = key;
   Transformer& model = *chunks_[static_cast<size_t>(chunk)];
   Activation& activation = activations_.at(key);
-  if (defer) model.defer_weight_gradients(&activation.deferred);
+  if (defer) {
+    model.defer_weight_gradients(&activation.deferred);
+  } else {
+    model.defer_first_layer(&activation.deferred);
+  }
   model.expect_backward();
   if (is_last(chunk)) {
     activation.output.backward();
@@ -157,7 +158,9 @@ void PipelineExecutor::backward(Key key, bool defer) {
     activation.output.backward(take(gradients_, key));
   }
   model.defer_weight_gradients(nullptr);
+  model.defer_first_layer(nullptr);
   activation.output.reset();  // the graph and all that it kept
+  if (!defer) activation.deferred.run();
   if (activation.input.defined()) {
     const at::Tensor gradient = activation.input.grad().contiguous();
     activation.input.reset();

@@ -5,6 +5,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -176,4 +177,39 @@ BOOST_AUTO_TEST_CASE(a_reported_gradient_is_final) {
   backward(model);
   for (size_t i = 0; i < parameters.size(); ++i)
     BOOST_TEST(at::equal(reported[i], parameters[i].main_grad), parameters[i].spec.name);
+}
+
+// Where gradients travel, the matrices of layer 0 wait for the queue, behind the table; no bit changes. Where
+// they do not, nothing waits.
+BOOST_AUTO_TEST_CASE(the_first_layer_waits_for_the_table_whose_gradient_travels) {
+  ModelConfig config = tiny_config();
+  config.qk_norm = config.attention_bias = true;
+  TinyModel want(config);
+  backward(want);
+  for (const bool travel : {false, true}) BOOST_TEST_CONTEXT("travel " << travel) {
+      Reports events;
+      TinyModel model(config, DType::F32, {}, WithGradients::Yes, &events, travel);
+      std::vector<std::string> order;
+      events.on_ready = [&](int64_t index) {
+        order.push_back(model.parameters.parameters()[static_cast<size_t>(index)].spec.name);
+      };
+      WeightGradQueue queue;
+      model.transformer.defer_first_layer(&queue);
+      backward(model);
+      model.transformer.defer_first_layer(nullptr);
+      const auto place = [&](const std::string& name) {
+        return std::find(order.begin(), order.end(), name) - order.begin();
+      };
+      const size_t before = order.size();
+      BOOST_TEST((place("model.embed_tokens.weight") + 1 == std::ssize(order)));
+      queue.run();
+      BOOST_TEST((order.size() > before) == travel);
+      const auto table = place("model.embed_tokens.weight");
+      for (const char* matrix : {"mlp.down_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj"}) {
+        BOOST_TEST((place(fmt::format("model.layers.0.{}.weight", matrix)) > table) == travel, matrix);
+        BOOST_TEST(place(fmt::format("model.layers.1.{}.weight", matrix)) < table, matrix);
+      }
+      for (const Parameter& p : want.parameters.parameters())
+        BOOST_TEST(at::equal(model.parameters.at(p.spec.name).main_grad, p.main_grad), p.spec.name);
+    }
 }
