@@ -109,6 +109,7 @@ struct NcclComm::Window {
   Window& operator=(const Window&) = delete;
   ~Window() {
     if (std::uncaught_exceptions() > exceptions_at_start || comm.watchdog_->failed()) return;
+    cudaStreamSynchronize(comm.compute_);       // kernels that use the memory
     cudaStreamSynchronize(comm.stream_.get());  // the last call is through, here and on the peers
     if (handle != nullptr) ncclCommWindowDeregister(comm.comm_, handle);
     if (memory != nullptr) ncclMemFree(memory);

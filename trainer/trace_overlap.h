@@ -1,8 +1,9 @@
 // How much of the communication in a trace (trainer/trace_events.h) runs while the rank computes: per kind,
 // the share of its time that a compute kernel on another stream of the same rank covers. Pure functions,
-// thread-safe. A collective's time is that of its kernel and includes waiting for the last rank. Calls
-// without a kernel (MPI) count from begin to end, and the compute that covers them are the tensor operators
-// of the host.
+// thread-safe. A collective's time is that of its kernel and includes waiting for the last rank; where copy
+// engines gather it is that of this rank's copies, without waiting, each a call of its own. Calls without a
+// kernel (MPI) count from begin to end, and the compute that covers them are the tensor operators of the
+// host.
 #pragma once
 
 #include <cstdint>

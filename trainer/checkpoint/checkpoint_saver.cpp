@@ -341,6 +341,7 @@ CheckpointSaver::~CheckpointSaver() {
 }
 
 void CheckpointSaver::reserve(const std::vector<TensorPiece>& pieces) {
+  HEARTH_REQUIRE(impl_->phase != Impl::Phase::Filling, "reserve: a snapshot is being filled");
   const auto failure = on_every_rank(impl_->control, "ckpt.reserve", [&] { impl_->lay_out(pieces); });
   if (failure) throw Error(failure->kind, failure->message);
 }

@@ -17,8 +17,9 @@
 
 namespace hearth {
 
-// Weight gradients that wait for their own pipeline action: the split of backward into an input and a weight
-// part of zero-bubble schedules (Qi et al. 2023). Run in the order in which they were queued.
+// Weight gradients that wait: for their own pipeline action, the split of backward into an input and a weight
+// part of zero-bubble schedules (Qi et al. 2023), or for the table's (Transformer::defer_first_layer). Run in
+// the order in which they were queued.
 class WeightGradQueue {
  public:
   void push(std::function<void()> gradient) {

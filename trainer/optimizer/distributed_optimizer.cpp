@@ -248,6 +248,7 @@ void DistributedOptimizer::reduce(BucketState& bucket) {
             ? comm_.all_reduce(grads.data_ptr(), grads.numel(), grads_dtype_, ReduceOp::Sum, site)
             : comm_.reduce_scatter(grads.data_ptr(), part(grads, bucket.owned).data_ptr(), share,
                                    grads_dtype_, site);
+    in_flight_.push_back(static_cast<size_t>(bucket.index));
     return;
   }
   bucket.pending = bucket.per_cycle;
@@ -289,20 +290,21 @@ void DistributedOptimizer::finish_gradients() {
   };
   for (auto& bucket : buckets_) {
     bucket.per_cycle = 0;
-    if (!shards_gradients()) {
-      HEARTH_ASSERT(bucket.pending == 0 && bucket.reduction != nullptr);
-      bucket.reduction->wait();
-      bucket.reduction.reset();
-    } else if (bucket.reduction != nullptr) {
-      continue;
-    } else if (!bucket.has_sum) {
-      bucket.grad_shard.zero_();
-    }
+    if (bucket.reduction != nullptr) continue;
+    HEARTH_ASSERT(shards_gradients() && !parameters_.has_grads(bucket.index));
+    if (!bucket.has_sum) bucket.grad_shard.zero_();
     arrived(bucket);
   }
-  for (const size_t index : in_flight_) {
-    retire(buckets_[index]);
-    arrived(buckets_[index]);
+  for (const size_t index : in_flight_) {  // in the order in which they arrive
+    BucketState& bucket = buckets_[index];
+    if (shards_gradients()) {
+      retire(bucket);
+    } else {
+      HEARTH_ASSERT(bucket.pending == 0);
+      bucket.reduction->wait();
+      bucket.reduction.reset();
+    }
+    arrived(bucket);
   }
   in_flight_.clear();
   std::vector<WorkPtr> sums;
@@ -344,7 +346,7 @@ void DistributedOptimizer::step(double lr, double grad_scale) {
   if (zero_stage_ == 3) finish_parameters();  // what was fetched ahead and not used is of before the update
   // Forward order: while later layers are updated, the first ones are gathered already. Of buckets that come
   // and go that is the first alone; the next is fetched when it is used.
-  bool is_first = true;
+  bool is_first = true;  // none of those was met yet
   for (auto bucket = buckets_.rbegin(); bucket != buckets_.rend(); ++bucket) {
     update(*bucket, lr, grad_scale);
     const bool on_demand = parameters_.weights_on_demand(bucket->index);
@@ -430,6 +432,7 @@ void DistributedOptimizer::load_into(const std::string& prefix, const TensorSour
 }
 
 void DistributedOptimizer::load_masters(const ParameterStore::Fill& values) {
+  finish_parameters();  // nothing may still arrive over what is set
   parameters_.fill(values, [&](int64_t index) {
     if (parameters_.weights_on_demand(index)) gathered_.keep_part(index);
   });

@@ -161,7 +161,7 @@ class DistributedOptimizer : public ParameterEvents {
   std::vector<BucketState> buckets_;
   std::vector<Summation> summations_;
   std::vector<bool> has_sum_;     // by parameter: main_grad is of this step; unused for vectors
-  std::deque<size_t> in_flight_;  // stage 2, 3: buckets whose reduction is under way, oldest first
+  std::deque<size_t> in_flight_;  // buckets whose reduction is under way, oldest first
 };
 
 }  // namespace hearth
