@@ -77,22 +77,17 @@ class Bench {
 // Null from the library, which needs no wait.
 WorkPtr Bench::issue(CollectiveSide side, BenchCollective op, int64_t size_bytes) {
   const int64_t count = size_bytes / hearth::size_bytes(dtype_), share = count / comm_->size();
-  if (side == Hearth) switch (op) {
-      case BenchCollective::AllReduce:
-        return comm_->all_reduce(whole_, count, dtype_, ReduceOp::Sum, "bench.all_reduce");
-      case BenchCollective::ReduceScatter:
-        return comm_->reduce_scatter(whole_, chunk_, share, dtype_, "bench.reduce_scatter");
-      case BenchCollective::AllGather:
-        return comm_->all_gather(chunk_, whole_, share, dtype_, "bench.all_gather");
-    }
   switch (op) {
     case BenchCollective::AllReduce:
+      if (side == Hearth) return comm_->all_reduce(whole_, count, dtype_, ReduceOp::Sum, "bench.all_reduce");
       library_->all_reduce(whole_, count);
       break;
     case BenchCollective::ReduceScatter:
+      if (side == Hearth) return comm_->reduce_scatter(whole_, chunk_, share, dtype_, "bench.reduce_scatter");
       library_->reduce_scatter(whole_, chunk_, share);
       break;
     case BenchCollective::AllGather:
+      if (side == Hearth) return comm_->all_gather(chunk_, whole_, share, dtype_, "bench.all_gather");
       library_->all_gather(chunk_, whole_, share);
   }
   return nullptr;

@@ -67,8 +67,8 @@ class Comm {
 
   // Device memory between which all_gather moves data by copy engines alone, so that no compute unit leaves
   // the work beside it: NCCL (2.28 and up) over the NVLink of one host. Null elsewhere: any memory will do.
-  // Uninitialized. Collective: all ranks ask for the same sizes in the same order. To be gone before the
-  // Comm.
+  // Uninitialized; its end waits for the compute stream. Collective: all ranks ask for the same sizes in the
+  // same order. To be gone before the Comm.
   virtual std::shared_ptr<void> allocate(int64_t /*size_bytes*/) { return nullptr; }
 };
 

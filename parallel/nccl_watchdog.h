@@ -48,7 +48,7 @@ class NcclWatchdog {
 
   Flight& begin(uint64_t id, std::string what);
   void enqueued(Flight& flight);   // `done` is recorded
-  void completed(Flight& flight);  // for a flight without device work (initialisation)
+  void completed(Flight& flight);  // for a flight without device work (set-up)
   void release(Flight& flight);    // the owner forgets it
   bool idle();                     // no flight is incomplete
   // Throws what went wrong, if anything did.

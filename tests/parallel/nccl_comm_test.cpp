@@ -216,6 +216,8 @@ BOOST_AUTO_TEST_CASE(nccl_is_ordered_against_the_compute_stream, *utf::precondit
 BOOST_AUTO_TEST_CASE(nccl_gathers_between_memory_of_its_own, *utf::precondition(has_device)) {
   constexpr int64_t kCount = 1 << 20;  // int32 of one rank
   const auto mine = make_world();
+  const CudaStream compute = make_high_priority_stream();  // outlives the memory, which waits for it
+  mine->set_compute_stream(compute.get());
   const int rank = mine->rank(), size = mine->size();
   constexpr auto kBytes = static_cast<int64_t>(kCount * sizeof(int32_t));
   const auto parts = mine->allocate(2 * kBytes), whole = mine->allocate(size * kBytes);
@@ -224,8 +226,6 @@ BOOST_AUTO_TEST_CASE(nccl_gathers_between_memory_of_its_own, *utf::precondition(
   const bool alone_on_device = size > 1 && device_count() >= size;
   BOOST_TEST((whole != nullptr) == alone_on_device);
   if (whole == nullptr) return;
-  const CudaStream compute = make_high_priority_stream();
-  mine->set_compute_stream(compute.get());
   auto* out = static_cast<int32_t*>(whole.get());
   std::vector<int32_t> got(static_cast<size_t>(size * kCount));
   for (int round = 0; round < 20; ++round) {
