@@ -7,37 +7,54 @@
 namespace hearth::kernels {
 namespace {
 
-constexpr int kColumns = 32, kLanesY = 16;  // a warp reads 128 contiguous bytes of a row
+constexpr int kColumns = 32, kLanesY = 32;  // a warp reads 128 contiguous bytes of a row
 constexpr int64_t kMaxPartials = 256;       // about two blocks per SM of an H100 at cols = 32
 constexpr int64_t kMinRowsPerPartial = 64;
+constexpr int kInFlight =
+    12;  // loads of a thread: 384 rows at a time, so that norms' partial sums take one turn
 
 int64_t num_partials(int64_t rows) {
   return std::clamp<int64_t>((rows + kMinRowsPerPartial - 1) / kMinRowsPerPartial, 1, kMaxPartials);
 }
 
-// Sums rows [begin, end) of column c over the block's 8 y lanes. Valid in lane y = 0 only.
+// Sums rows [begin, end) of column c over the block's y lanes. Valid in lane y = 0 only.
 template <class T>
 __device__ float sum_rows(const T* x, int64_t begin, int64_t end, int64_t cols, int64_t c, bool active) {
   __shared__ float lanes[kLanesY][kColumns];
   float sum = 0.0f;
-  if (active) {
-#pragma unroll 8  // loads in flight; the additions stay in order
-    for (int64_t r = begin + threadIdx.y; r < end; r += kLanesY) sum += to_float(x[r * cols + c]);
+  for (int64_t first = begin + threadIdx.y; active && first < end; first += kInFlight * kLanesY) {
+    float values[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int64_t r = first + i * kLanesY;
+      values[i] = r < end ? to_float(x[r * cols + c]) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) sum += values[i];
   }
   lanes[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();  // all lanes have written before lane 0 adds them
   if (threadIdx.y != 0) return 0.0f;
+#pragma unroll
   for (int y = 1; y < kLanesY; ++y) sum += lanes[y][threadIdx.x];
   return sum;
 }
 
-template <class Accum>
-__global__ void __launch_bounds__(kColumns* kLanesY) add_partial_rows_kernel(const AddPartialRows a) {
+struct BufferPair {
+  AddPartialRows at[2];
+};
+
+// Block y takes buffer y.
+__global__ void __launch_bounds__(kColumns* kLanesY)
+    add_partial_rows_kernel(const __grid_constant__ BufferPair buffers) {
+  const AddPartialRows& a = buffers.at[blockIdx.y];
   const int64_t c = int64_t{blockIdx.x} * kColumns + threadIdx.x;
   const bool active = c < a.cols;
+  wait_for_previous_kernel();
   const float sum = sum_rows(a.partial, 0, a.num_partials, a.cols, c, active);
-  Accum* accum = static_cast<Accum*>(a.accum);
-  if (active && threadIdx.y == 0) accum[c] = from_float<Accum>(to_float(accum[c]) + sum);
+  if (!active || threadIdx.y != 0) return;
+  const auto add = [&]<class Accum>(Accum* accum) { accum[c] = from_float<Accum>(to_float(accum[c]) + sum); };
+  a.accum_dtype == DType::F32 ? add(static_cast<float*>(a.accum)) : add(static_cast<Bf16Device*>(a.accum));
 }
 
 template <class T>
@@ -54,14 +71,23 @@ unsigned column_blocks(int64_t cols) {
   return grid_size("column_sum", (cols + kColumns - 1) / kColumns);
 }
 
+void add_buffers(const BufferPair& buffers, unsigned count, cudaStream_t stream) {
+  for (const AddPartialRows& a : buffers.at)
+    if (a.accum_dtype != DType::F32 && a.accum_dtype != DType::BF16)
+      fail_dtype("add_partial_rows", a.accum_dtype);
+  const int64_t cols = std::max(buffers.at[0].cols, buffers.at[1].cols);
+  if (cols == 0) return;
+  launch_behind(add_partial_rows_kernel, dim3(column_blocks(cols), count), dim3(kColumns, kLanesY), stream,
+                buffers);
+}
+
 }  // namespace
 
 void add_partial_rows(const AddPartialRows& args, cudaStream_t stream) {
-  if (args.cols == 0) return;
-  dispatch_activation("add_partial_rows", args.accum_dtype, [&]<class Accum>() {
-    add_partial_rows_kernel<Accum><<<column_blocks(args.cols), dim3(kColumns, kLanesY), 0, stream>>>(args);
-  });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
+  add_buffers({{args, args}}, 1, stream);
+}
+void add_partial_rows(const AddPartialRows& first, const AddPartialRows& second, cudaStream_t stream) {
+  add_buffers({{first, second}}, 2, stream);
 }
 
 int64_t column_sum_workspace_floats(int64_t rows, int64_t cols) {

@@ -11,7 +11,7 @@
 
 namespace hearth::kernels {
 
-// accum[c] += sum over p of partial[p, c], p in order within each of 16 interleaved lanes.
+// accum[c] += sum over p of partial[p, c], p in order within each of 32 interleaved lanes.
 struct AddPartialRows {
   const float* partial;  // [num_partials, cols], contiguous
   void* accum;           // [cols]
@@ -20,6 +20,8 @@ struct AddPartialRows {
   DType accum_dtype;  // F32 or BF16
 };
 void add_partial_rows(const AddPartialRows& args, cudaStream_t stream);
+// Two buffers in one launch.
+void add_partial_rows(const AddPartialRows& first, const AddPartialRows& second, cudaStream_t stream);
 
 // accum[c] += sum over r of x[r, c].
 struct ColumnSum {

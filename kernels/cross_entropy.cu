@@ -197,19 +197,24 @@ __global__ void __launch_bounds__(kThreads, kThreadsPerSm / kThreads)
   const int parts = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
   const int64_t index = blockIdx.x / cluster.num_blocks();
   T* logits = static_cast<T*>(a.logits) + index * a.row_stride;
+  const int begin = rank * part, end = min(begin + part, static_cast<int>(a.cols));
+  const int first = begin + static_cast<int>(threadIdx.x) * kVec;
+  const auto fetch = [&] {
+    for (int c = first, slot = static_cast<int>(threadIdx.x); c < end; c += kStride, slot += kThreads)
+      copy_async(&kept[slot], logits + c);
+    copy_async_commit();
+  };
+  // Statistics need every row; the other modes first see whether the row counts.
+  if constexpr (kMode == Mode::Statistics) fetch();
   const Row row = read_row<kMode>(a, index, logits);
   const bool stores = rank == 0 && threadIdx.x == 0;
-  const int begin = rank * part, end = min(begin + part, static_cast<int>(a.cols));
   if (kMode != Mode::Statistics && row.target.ignored) {  // the whole cluster alike
     if (stores) a.out[index] = 0.0f;
     if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits + begin, end - begin);
     return;
   }
   if (parts > 1) cluster_arrive_started();
-  const int first = begin + static_cast<int>(threadIdx.x) * kVec;
-  for (int c = first, slot = static_cast<int>(threadIdx.x); c < end; c += kStride, slot += kThreads)
-    copy_async(&kept[slot], logits + c);
-  copy_async_commit();
+  if constexpr (kMode != Mode::Statistics) fetch();
   copy_async_wait<0>();
   const auto kept_vector = [&](int c) {
     return load<T, kVec>(reinterpret_cast<const T*>(kept) + (c - begin));

@@ -151,6 +151,32 @@ void allow_shared_memory(Kernel kernel, int bytes) {
                                          cudaSharedmemCarveoutMaxShared));
 }
 
+// Programmatic dependent launch: a kernel that launch_behind() enqueued may be set up on the device while the
+// one before it still runs, from the time that each of that one's blocks has ended or has called
+// let_next_kernel_come(). It must not touch what that one writes, nor write what it reads, before
+// wait_for_previous_kernel(), which returns when that one has ended and what it wrote is there. Two in a row
+// may not be launched so, unless the second touches nothing at all before it has waited.
+__device__ __forceinline__ void let_next_kernel_come() {
+  cudaTriggerProgrammaticLaunchCompletion();
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+  cudaGridDependencySynchronize();
+}
+template <class... Args>
+void launch_behind(void (*kernel)(Args...), dim3 grid, dim3 threads, cudaStream_t stream,
+                   const std::type_identity_t<Args>&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  HEARTH_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
 inline bool is_aligned_16(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }

@@ -9,13 +9,13 @@ constexpr int kThreads = 512;
 
 struct RowTarget {
   bool ignored;
-  int64_t column;  // -1: not among the valid columns
+  int column;  // -1: not among the valid columns
 };
 
 __device__ __forceinline__ RowTarget row_target(const DistillationArgs& a) {
   const int64_t id = read_id(a.targets, a.targets_dtype == DType::I64, blockIdx.x);
   const int64_t column = id - a.first_id;
-  return {id == a.ignore_index, column >= 0 && column < a.valid ? column : -1};
+  return {id == a.ignore_index, column >= 0 && column < a.valid ? static_cast<int>(column) : -1};
 }
 
 // Largest value over the block; every thread returns it.
@@ -117,12 +117,11 @@ __global__ void __launch_bounds__(kThreads) distillation_sums_kernel(const Disti
   }
   const float lse_s = a.inputs[int64_t{blockIdx.x} * 2], lse_t = a.inputs[int64_t{blockIdx.x} * 2 + 1];
   float first = 0.0f, second = 0.0f;
+  const int common = static_cast<int>(a.common);
 #pragma unroll 2
-  for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.common; c += kThreads * kVec) {
+  for (int c = static_cast<int>(threadIdx.x) * kVec; c < common; c += kThreads * kVec) {
     const auto zs = load_packed<T, kVec>(student + c), zt = load_packed<T, kVec>(teacher + c);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      if (c + i >= a.common) continue;
+    for_valid<kVec>(c, common, [&](int i) {
       const float log_s = element<T>(zs, i) * a.inverse_temperature - lse_s,
                   log_t = element<T>(zt, i) * a.inverse_temperature - lse_t;
       if constexpr (kDivergence == Divergence::ForwardKl) {
@@ -134,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) distillation_sums_kernel(const Disti
         first += exponential<T>(log_t) * (log_t - log_m);
         second += exponential<T>(log_s) * (log_s - log_m);
       }
-    }
+    });
   }
   first = block_sum<kThreads>(first, scratch);
   second = block_sum<kThreads>(second, scratch);
@@ -148,36 +147,36 @@ __global__ void __launch_bounds__(kThreads) distillation_gradient_kernel(const D
   const RowTarget target = row_target(a);
   const float* in = a.inputs + int64_t{blockIdx.x} * 4;
   const float lse_s = in[0], lse_t = in[1], divergence = in[2], lse = in[3];
-  for (int64_t c = int64_t{threadIdx.x} * kVec; c < a.cols; c += kThreads * kVec) {
+  const int valid = static_cast<int>(a.valid), common = static_cast<int>(a.common);
+  const auto of_loss = [&](float z) { return a.cross_entropy_scale * exponential<T>(z - lse); };
+  const auto of_divergence = [&](float z, float z_teacher) {
+    const float log_s = z * a.inverse_temperature - lse_s, s = exponential<T>(log_s);
+    if constexpr (kDivergence == Divergence::Given) return a.divergence_scale * (s * lse_t);
+    const float log_t = z_teacher * a.inverse_temperature - lse_t;
+    float d;
+    if constexpr (kDivergence == Divergence::ForwardKl) {
+      d = s - exponential<T>(log_t);
+    } else if constexpr (kDivergence == Divergence::ReverseKl) {
+      d = s * (log_s - log_t - divergence);
+    } else {
+      d = (1.0f - a.beta) * s * (log_s - log_mixture<T>(log_s, log_t, a.beta) - divergence);
+    }
+    return a.divergence_scale * d;
+  };
+  for (int c = static_cast<int>(threadIdx.x) * kVec; c < static_cast<int>(a.cols); c += kThreads * kVec) {
     const auto zs = load_packed<T, kVec>(student + c);
     Packed<T, kVec> zt = {};
-    Vec<T, kVec> out;
-    const bool any_common = c < a.common && kDivergence != Divergence::Given;
-    if (any_common) zt = load_packed<T, kVec>(teacher + c);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      float g = 0.0f;
-      if (!target.ignored && c + i < a.valid) {
-        const float z = element<T>(zs, i);
-        g = a.cross_entropy_scale * (exponential<T>(z - lse) - (c + i == target.column ? 1.0f : 0.0f));
-        if (c + i < a.common) {
-          const float log_s = z * a.inverse_temperature - lse_s, s = exponential<T>(log_s);
-          const float log_t = any_common ? element<T>(zt, i) * a.inverse_temperature - lse_t : 0.0f;
-          float d;
-          if constexpr (kDivergence == Divergence::Given) {
-            d = s * lse_t;
-          } else if constexpr (kDivergence == Divergence::ForwardKl) {
-            d = s - exponential<T>(log_t);
-          } else if constexpr (kDivergence == Divergence::ReverseKl) {
-            d = s * (log_s - log_t - divergence);
-          } else {
-            d = (1.0f - a.beta) * s * (log_s - log_mixture<T>(log_s, log_t, a.beta) - divergence);
-          }
-          g += a.divergence_scale * d;
-        }
-      }
-      out.at[i] = from_float<T>(g);
+    if (c < common && kDivergence != Divergence::Given) zt = load_packed<T, kVec>(teacher + c);
+    float g[kVec] = {};
+    if (!target.ignored) {
+      for_valid<kVec>(c, valid, [&](int i) { g[i] = of_loss(element<T>(zs, i)); });
+      for_valid<kVec>(c, common, [&](int i) { g[i] += of_divergence(element<T>(zs, i), element<T>(zt, i)); });
     }
+    const int to_target = target.ignored ? -1 : target.column - c;  // negative without a column
+    Vec<T, kVec> out;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i)
+      out.at[i] = from_float<T>(i == to_target ? g[i] - a.cross_entropy_scale : g[i]);
     store(student + c, out);
   }
 }
@@ -192,6 +191,8 @@ bool is_aligned(const DistillationArgs& a) {
 }
 
 unsigned checked_grid(const char* op, const DistillationArgs& a) {
+  // Columns are counted in 32 bits, with room for one sweep of the block beyond the last.
+  require_launch(a.cols <= (int64_t{1} << 30), op, "cols must be at most 2^30", a.cols);
   require_launch(a.valid >= 0 && a.valid <= a.cols, op, "valid must be in [0, cols]", a.valid);
   require_launch(a.common >= 0 && a.common <= a.valid, op, "common must be in [0, valid]", a.common);
   require_launch(a.student_stride >= a.cols, op, "student_stride must be at least cols", a.student_stride);

@@ -65,19 +65,25 @@ __device__ int first_place(const int32_t* rows, int last, int row) {
 // work.
 template <class T, class Accum, int kVec>
 __global__ void __launch_bounds__(kMaxThreads, 5) embedding_backward_kernel(const EmbeddingBackwardArgs a) {
+  let_next_kernel_come();
   const int start = static_cast<int>(blockIdx.x), tokens = static_cast<int>(a.tokens);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, place = start + lane;
-  const int my_row = place < tokens ? a.sorted_rows[place] : -1;
-  const int my_token = place < tokens ? a.tokens_of[place] : 0;
+  // All that tells where chunks begin and end is under way before any of it is looked at.
+  const auto row_at = [&](int position) {
+    return position >= 0 && position < tokens ? a.sorted_rows[position] : -1;
+  };
+  const int my_row = row_at(place), my_token = place < tokens ? a.tokens_of[place] : 0;
+  const int before = row_at(start - 1), chunk_before = row_at(start - kChunk),
+            chunk_behind = row_at(start + kChunk);
   const int row = __shfl_sync(kFullMask, my_row, 0);
   if (row >= a.rows) return;
-  const bool is_first = start == 0 || a.sorted_rows[start - 1] != row;
+  const bool is_first = before != row;
   if (!is_first) {
-    if (start < kChunk || a.sorted_rows[start - kChunk] != row) return;  // in the first chunk
+    if (chunk_before != row) return;  // in the first chunk
     if ((start - first_place(a.sorted_rows, start, row)) % kChunk != 0) return;
   }
   const int count = __popc(__ballot_sync(kFullMask, my_row == row));
-  const bool is_whole = is_first && (start + kChunk >= tokens || a.sorted_rows[start + kChunk] != row);
+  const bool is_whole = is_first && chunk_behind != row;
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
   const bool active = c < a.width;  // the others stay for the shuffles
   Accum* target = static_cast<Accum*>(a.dtable_accum) + row * a.width + c;
@@ -122,11 +128,13 @@ template <class Accum, int kVec>
 __global__ void __launch_bounds__(kMaxThreads) embedding_chunks_kernel(const EmbeddingBackwardArgs a) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, tokens = static_cast<int>(a.tokens);
   const int place = static_cast<int>(blockIdx.x) * kChunk + lane;
-  const auto row_at = [&](int position) { return position < tokens ? a.sorted_rows[position] : -1; };
-  const int my_row = row_at(place);
-  const bool is_long = my_row >= 0 && my_row < a.rows && row_at(place + kChunk) == my_row;
-  const unsigned starts =
-      __ballot_sync(kFullMask, is_long && (place == 0 || a.sorted_rows[place - 1] != my_row));
+  const auto row_at = [&](int position) {
+    return position >= 0 && position < tokens ? a.sorted_rows[position] : -1;
+  };
+  const int my_row = row_at(place), before = row_at(place - 1), chunk_behind = row_at(place + kChunk);
+  const bool starts_long = my_row >= 0 && my_row < a.rows && chunk_behind == my_row && before != my_row;
+  wait_for_previous_kernel();
+  const unsigned starts = __ballot_sync(kFullMask, starts_long);
   if (starts == 0) return;
   const int first_lane = __ffs(static_cast<int>(starts)) - 1,
             row = __shfl_sync(kFullMask, my_row, first_lane);
@@ -173,9 +181,8 @@ void launch_backward(const EmbeddingBackwardArgs& a, cudaStream_t stream) {
   constexpr int kSums = kVec < 4 ? kVec : 4;  // 16 bytes of fp32
   const unsigned sum_threads = thread_count(a.width, kSums);
   const unsigned windows = grid_size("embedding_backward", (a.tokens + kChunk - 1) / kChunk);
-  embedding_chunks_kernel<Accum, kSums>
-      <<<dim3(windows, parts(sum_threads, kSums)), sum_threads, 0, stream>>>(a);
-  HEARTH_CUDA_CHECK(cudaGetLastError());
+  launch_behind(embedding_chunks_kernel<Accum, kSums>, dim3(windows, parts(sum_threads, kSums)),
+                dim3(sum_threads), stream, a);
 }
 
 }  // namespace

@@ -161,6 +161,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     store(out, dx_low);
     store(out + kHalf, dx_high);
   }
+  let_next_kernel_come();
   if (!t.dw_accum) return;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
@@ -247,12 +248,14 @@ void head_norm_rope_backward(const HeadNormRopeArgs& args, cudaStream_t stream) 
     kernel<<<grid_size("head_norm_rope", q_blocks + k_blocks), kThreads, kRingBytes, stream>>>(
         args, static_cast<int>(q_blocks));
     HEARTH_CUDA_CHECK(cudaGetLastError());
-    if (args.q.dw_accum)
-      add_partial_rows({args.workspace, args.q.dw_accum, q_blocks, args.head_dim, args.q.dw_dtype}, stream);
-    if (args.k.dw_accum)
-      add_partial_rows({args.workspace + q_blocks * args.head_dim, args.k.dw_accum, k_blocks, args.head_dim,
-                        args.k.dw_dtype},
-                       stream);
+    const AddPartialRows of_q{args.workspace, args.q.dw_accum, q_blocks, args.head_dim, args.q.dw_dtype};
+    const AddPartialRows of_k{args.workspace + q_blocks * args.head_dim, args.k.dw_accum, k_blocks,
+                              args.head_dim, args.k.dw_dtype};
+    if (args.q.dw_accum && args.k.dw_accum) {
+      add_partial_rows(of_q, of_k, stream);
+    } else if (args.q.dw_accum || args.k.dw_accum) {
+      add_partial_rows(args.q.dw_accum ? of_q : of_k, stream);
+    }
   });
 }
 

@@ -257,6 +257,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       if (a.y) store(static_cast<T*>(a.y) + row * a.cols + column(v), y);
     }
   }
+  let_next_kernel_come();
   if (a.dw_accum) store_partial(group, acc, a.workspace + blockIdx.x * a.cols, cols);
 }
 

@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/cuda/CUDAStream.h>
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -23,6 +24,7 @@
 #include "kernels/cross_entropy_op.h"
 #include "kernels/distillation_op.h"
 #include "kernels/dropout_op.h"
+#include "kernels/embedding.h"
 #include "kernels/embedding_op.h"
 #include "kernels/gemm_op.h"
 #include "kernels/head_norm_rope_op.h"
@@ -303,22 +305,49 @@ void bench_embedding(Table& table, int64_t tokens, int64_t vocab, int64_t width)
   const at::Tensor ids = at::rand({tokens}, kFp32).square().mul(static_cast<double>(vocab)).to(at::kLong);
   at::Tensor accum = at::zeros({vocab, width}, kFp32);
   const std::string shape = fmt::format("[{}] of [{}, {}]", tokens, vocab, width);
+  // Every token's gradient is read, and each row that a token has is read and written.
+  const auto backward_bytes = [&](const at::Tensor& of_ids, double accum_bytes) {
+    const auto rows = static_cast<double>(std::get<0>(at::_unique(of_ids)).numel());
+    return bytes + 2 * accum_bytes * rows * static_cast<double>(width);
+  };
   table.memory_row(
       "embedding_forward", shape, 2 * bytes, [&](int64_t) { embedding_forward_op(weight, ids); },
       [&](int64_t) { at::embedding(weight, ids); });
   table.memory_row(
-      "embedding_backward", shape, 5 * bytes, [&](int64_t) { embedding_backward_op(dy, ids, accum); },
+      "embedding_backward", shape, backward_bytes(ids, 4),
+      [&](int64_t) { embedding_backward_op(dy, ids, accum); },
       [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
   at::Tensor accum_bf16 = accum.to(at::kBFloat16);
   table.memory_row(
-      "embedding_backward_bf16", shape, 3 * bytes,
+      "embedding_backward_bf16", shape, backward_bytes(ids, 2),
       [&](int64_t) { embedding_backward_op(dy, ids, accum_bf16); },
       [&](int64_t) { accum_bf16.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
-  // Half of the tokens are one id, as where sequences are padded: their row is written once.
+  // The same without the sort of the ids.
+  const auto [sorted, tokens_of] = at::sort(ids, /*stable=*/true, 0, false);
+  const at::Tensor rows_32 = sorted.to(at::kInt), tokens_32 = tokens_of.to(at::kInt);
+  const at::Tensor sums = at::empty({embedding_backward_workspace_floats(tokens, width)}, kFp32);
+  table.memory_row(
+      "embedding_backward_only", shape, backward_bytes(ids, 2),
+      [&](int64_t) {
+        embedding_backward({.dtype = DType::BF16,
+                            .dy = dy.const_data_ptr(),
+                            .sorted_rows = rows_32.const_data_ptr<int32_t>(),
+                            .tokens_of = tokens_32.const_data_ptr<int32_t>(),
+                            .accum_dtype = DType::BF16,
+                            .dtable_accum = accum_bf16.data_ptr(),
+                            .workspace = sums.data_ptr<float>(),
+                            .tokens = tokens,
+                            .rows = vocab,
+                            .width = width},
+                           c10::cuda::getCurrentCUDAStream().stream());
+      },
+      [&](int64_t) { accum_bf16.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  // Half of the tokens are one id, as where sequences are padded.
   const at::Tensor padded = ids.clone();
   padded.narrow(0, tokens / 2, tokens / 2).fill_(0);
   table.memory_row(
-      "embedding_backward_pad", shape, 3 * bytes, [&](int64_t) { embedding_backward_op(dy, padded, accum); },
+      "embedding_backward_pad", shape, backward_bytes(padded, 4),
+      [&](int64_t) { embedding_backward_op(dy, padded, accum); },
       [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, padded, vocab, -1, false)); });
 }
 
