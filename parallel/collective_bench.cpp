@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <iterator>
 #include <string>
@@ -17,7 +18,7 @@ namespace {
 using enum CollectiveSide;
 
 constexpr BenchCollective kCollectives[] = {BenchCollective::AllReduce, BenchCollective::ReduceScatter,
-                                            BenchCollective::AllGather};
+                                            BenchCollective::AllGather, BenchCollective::WindowedAllGather};
 constexpr int64_t kSizeFactor = 4;
 // Values are compared on the host: large enough for several chunks and segments of either library.
 constexpr int64_t kCheckBytes = 1 << 20;
@@ -42,27 +43,40 @@ class Bench {
         comm_(make_comm(job, {.group = "bench",
                               .ranks = job.control->all_ranks(),
                               .cuda_device = options.cuda_device,
-                              .timeout_s = {}})),
+                              .timeout_s = {},
+                              .max_ctas = options.max_ctas})),
         library_(make_library(job, options)),
         whole_bytes_(largest_bytes),
         chunk_bytes_(largest_bytes / comm_->size()),
-        whole_(library_->allocate(whole_bytes_)),
-        chunk_(library_->allocate(chunk_bytes_)) {
+        ordinary_{library_->allocate(whole_bytes_), library_->allocate(chunk_bytes_)},
+        window_memory_{comm_->allocate(whole_bytes_), comm_->allocate(chunk_bytes_)},
+        windows_{static_cast<std::byte*>(window_memory_[0].get()),
+                 static_cast<std::byte*>(window_memory_[1].get())} {
     comm_->set_compute_stream(library_->compute_stream());
+  }
+
+  bool can_measure(BenchCollective op) const {
+    return op != BenchCollective::WindowedAllGather || (windows_.whole && windows_.chunk);
   }
 
   void check(BenchCollective op, int64_t size_bytes);
   CollectiveTiming measure(BenchCollective op, int64_t size_bytes);
 
  private:
+  struct Buffers {
+    std::byte *whole, *chunk;
+  };
+  const Buffers& buffers(CollectiveSide side, BenchCollective op) const {
+    return side == Hearth && op == BenchCollective::WindowedAllGather ? windows_ : ordinary_;
+  }
   WorkPtr issue(CollectiveSide side, BenchCollective op, int64_t size_bytes);
   void call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls);
   std::string wrong_value(CollectiveSide side, BenchCollective op, int64_t size_bytes);
   double seconds_per_call(CollectiveSide side, BenchCollective op, int64_t size_bytes, int64_t calls);
   std::vector<std::byte> encode(const std::vector<float>& values) const;
-  void fill(int value) {
-    library_->fill(whole_, value, whole_bytes_);
-    library_->fill(chunk_, value, chunk_bytes_);
+  void fill(const Buffers& buffers, int value) {
+    library_->fill(buffers.whole, value, whole_bytes_);
+    library_->fill(buffers.chunk, value, chunk_bytes_);
   }
 
   ControlPlane& control_;
@@ -71,24 +85,28 @@ class Bench {
   std::unique_ptr<Comm> comm_;
   std::unique_ptr<LibraryCollectives> library_;
   int64_t whole_bytes_, chunk_bytes_;
-  std::byte *whole_, *chunk_;  // memory of library_
+  Buffers ordinary_;                                    // memory of library_
+  std::array<std::shared_ptr<void>, 2> window_memory_;  // of comm_; null where it has none
+  Buffers windows_;
 };
 
 // Null from the library, which needs no wait.
 WorkPtr Bench::issue(CollectiveSide side, BenchCollective op, int64_t size_bytes) {
   const int64_t count = size_bytes / hearth::size_bytes(dtype_), share = count / comm_->size();
+  const auto [whole, chunk] = buffers(side, op);
   switch (op) {
     case BenchCollective::AllReduce:
-      if (side == Hearth) return comm_->all_reduce(whole_, count, dtype_, ReduceOp::Sum, "bench.all_reduce");
-      library_->all_reduce(whole_, count);
+      if (side == Hearth) return comm_->all_reduce(whole, count, dtype_, ReduceOp::Sum, "bench.all_reduce");
+      library_->all_reduce(whole, count);
       break;
     case BenchCollective::ReduceScatter:
-      if (side == Hearth) return comm_->reduce_scatter(whole_, chunk_, share, dtype_, "bench.reduce_scatter");
-      library_->reduce_scatter(whole_, chunk_, share);
+      if (side == Hearth) return comm_->reduce_scatter(whole, chunk, share, dtype_, "bench.reduce_scatter");
+      library_->reduce_scatter(whole, chunk, share);
       break;
     case BenchCollective::AllGather:
-      if (side == Hearth) return comm_->all_gather(chunk_, whole_, share, dtype_, "bench.all_gather");
-      library_->all_gather(chunk_, whole_, share);
+    case BenchCollective::WindowedAllGather:
+      if (side == Hearth) return comm_->all_gather(chunk, whole, share, dtype_, "bench.all_gather");
+      library_->all_gather(chunk, whole, share);
   }
   return nullptr;
 }
@@ -118,7 +136,7 @@ std::vector<std::byte> Bench::encode(const std::vector<float>& values) const {
 std::string Bench::wrong_value(CollectiveSide side, BenchCollective op, int64_t size_bytes) {
   const int64_t count = size_bytes / hearth::size_bytes(dtype_), share = count / comm_->size();
   const int rank = comm_->rank(), size = comm_->size();
-  const bool gathers = op == BenchCollective::AllGather;
+  const bool gathers = op == BenchCollective::AllGather || op == BenchCollective::WindowedAllGather;
   const bool scatters = op == BenchCollective::ReduceScatter;
   const auto number_of = [](int64_t of_rank) { return static_cast<float>(of_rank % 128 + 1); };
   const auto giver = [&](int64_t i) { return (i % share + i / share) % size; };
@@ -132,12 +150,13 @@ std::string Bench::wrong_value(CollectiveSide side, BenchCollective op, int64_t 
   for (int64_t i = 0; i < std::ssize(want); ++i)
     want[static_cast<size_t>(i)] = number_of(gathers ? i / share : giver(first + i)) + (gathers ? 0.f : 1.f);
 
-  fill(0xff);  // NaN: what an earlier call left there must not pass for a result
+  const Buffers& memory = buffers(side, op);
+  fill(memory, 0xff);  // NaN: what an earlier call left there must not pass for a result
   const auto sent = encode(send), expected = encode(want);
-  library_->copy(gathers ? chunk_ : whole_, sent.data(), std::ssize(sent));
+  library_->copy(gathers ? memory.chunk : memory.whole, sent.data(), std::ssize(sent));
   library_->run(side, [&] { call(side, op, size_bytes, 1); });
   std::vector<std::byte> got(expected.size());
-  library_->copy(got.data(), scatters ? chunk_ : whole_, std::ssize(got));
+  library_->copy(got.data(), scatters ? memory.chunk : memory.whole, std::ssize(got));
 
   const auto odd = std::mismatch(got.begin(), got.end(), expected.begin());
   if (odd.first == got.end()) return "";
@@ -156,7 +175,8 @@ void Bench::check(BenchCollective op, int64_t size_bytes) {
                  side == Hearth ? "Hearth" : "the library", comm_->backend(), reasons.size(), comm_->size(),
                  reasons.front());
   }
-  fill(0);  // zeros stay zeros, however often they are added up
+  for (const CollectiveSide side : {Hearth, Library})
+    fill(buffers(side, op), 0);  // zeros stay zeros, however often they are added up
 }
 
 // On the slowest rank.
@@ -196,8 +216,10 @@ std::string_view name(BenchCollective op) {
       return "all_reduce";
     case BenchCollective::ReduceScatter:
       return "reduce_scatter";
-    default:
+    case BenchCollective::AllGather:
       return "all_gather";
+    default:
+      return "all_gather_windows";
   }
 }
 
@@ -228,6 +250,7 @@ std::vector<CollectiveTiming> bench_collectives(Job& job, const CollectiveBenchO
   Bench bench(job, options, sizes.back());
   std::vector<CollectiveTiming> timings;
   for (const BenchCollective op : kCollectives) {
+    if (!bench.can_measure(op)) continue;
     bench.check(op, std::min(sizes.back(), kCheckBytes / granule * granule));
     for (const int64_t size : sizes) {
       timings.push_back(bench.measure(op, size));

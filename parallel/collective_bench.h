@@ -13,8 +13,8 @@
 
 namespace hearth {
 
-enum class BenchCollective { AllReduce, ReduceScatter, AllGather };
-std::string_view name(BenchCollective op);  // "all_reduce", ...
+enum class BenchCollective { AllReduce, ReduceScatter, AllGather, WindowedAllGather };
+std::string_view name(BenchCollective op);  // "all_reduce", ..., "all_gather_windows"
 
 struct CollectiveTiming {
   BenchCollective op;
@@ -27,14 +27,17 @@ struct CollectiveTiming {
 struct CollectiveBenchOptions {
   std::optional<int> cuda_device;  // as CommOptions
   DType dtype = DType::F32;        // F32 alone without a device, as MPI has no bf16
+  int max_ctas = 0;                // as CommOptions: of Hearth's side
   // Every size from the one to the other, four times the last.
   int64_t min_bytes = 1 << 20, max_bytes = 16 << 20;
   std::function<void(const CollectiveTiming&)> on_timing;  // called after each, on every rank; may be empty
 };
 
-// Collective over the job. Checks the values of every operation of both sides first. Throws Error{Usage} for
-// a job of one rank, sizes that are none and a type that the library cannot add, Error{Peer} on every rank
-// for a wrong value, and what make_comm and its collectives throw.
+// Collective over the job. The windowed all-gather is Hearth's in memory of Comm::allocate, beside the
+// library's in other memory; left out where the group has no such memory. Checks the values of every
+// operation of both sides first. Throws Error{Usage} for a job of one rank, sizes that are none and a type
+// that the library cannot add, Error{Peer} on every rank for a wrong value, and what make_comm and its
+// collectives throw.
 std::vector<CollectiveTiming> bench_collectives(Job& job, const CollectiveBenchOptions& options);
 
 // min_bytes, 4 min_bytes, ... up to max_bytes, each rounded down to a multiple of `granule_bytes` but at

@@ -2,7 +2,12 @@
 
 #include <fmt/core.h>
 
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
 #include <string>
+#include <thread>
 
 #include "base/error.h"
 
@@ -23,7 +28,38 @@ ncclUniqueId from_hex(std::string_view text) {
   return id;
 }
 
+struct Aborts {
+  std::mutex mutex;
+  std::condition_variable ended;
+  int running = 0;
+};
+// Never destroyed: an abort that hangs outlives everything.
+Aborts& aborts() {
+  static auto& all = *new Aborts;
+  return all;
+}
+
+void wait_for_aborts() {
+  std::unique_lock lock(aborts().mutex);
+  aborts().ended.wait_for(lock, std::chrono::seconds(2), [] { return aborts().running == 0; });
+}
+
 }  // namespace
+
+void abort_in_background(ncclComm_t comm) {
+  // Registered after NCCL and CUDA were loaded and used, so it runs before their own ends.
+  [[maybe_unused]] static const int registered = std::atexit(wait_for_aborts);
+  {
+    const std::lock_guard lock(aborts().mutex);
+    ++aborts().running;
+  }
+  std::thread([comm] {
+    ncclCommAbort(comm);
+    const std::lock_guard lock(aborts().mutex);
+    --aborts().running;
+    aborts().ended.notify_all();
+  }).detach();
+}
 
 void check_nccl(ncclResult_t code, std::string_view call, ncclComm_t comm) {
   HEARTH_CHECK(code == ncclSuccess, Peer, "{} failed: {}: {}", call, ncclGetErrorString(code),

@@ -1,5 +1,6 @@
-// What every user of nccl.h here needs: error codes as Error{Peer}, element types, and the id that ranks meet
-// under. Built with HEARTH_CUDA only. Thread-safe but for share_nccl_id, which is the main thread's.
+// What every user of nccl.h here needs: error codes as Error{Peer}, element types, the id that ranks meet
+// under, and how a communicator of a failing job ends. Built with HEARTH_CUDA only. Thread-safe but for
+// share_nccl_id, which is the main thread's.
 #pragma once
 
 #include <nccl.h>
@@ -21,5 +22,9 @@ ncclDataType_t nccl_type(DType dtype);
 // Collective over the job: every rank gets the id that the first of its `ranks` made; groups of one call are
 // disjoint. A group of one rank needs none and gets zeros.
 ncclUniqueId share_nccl_id(ControlPlane& control, const std::vector<int>& ranks, std::string_view group);
+
+// ncclCommAbort, which frees kernels that spin for a peer, on a thread of its own, because it can hang. The
+// process's normal end waits for it, but not long: it uses what static destructors take down.
+void abort_in_background(ncclComm_t comm);
 
 }  // namespace hearth

@@ -13,25 +13,33 @@
 namespace hearth {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // Holds a stream back while it lives, so that the host gets ahead of the device as it is in training: what
-// the device does is measured, not how fast the host asks for it.
+// the device does is measured, not how fast the host asks for it. It opens by itself where the host is
+// stuck behind it (a launch that waits for the device), a tenth of the deadline later.
 class Gate {
  public:
-  explicit Gate(cudaStream_t stream) {
-    auto* mine = new std::shared_ptr<std::atomic<bool>>(open_);
+  Gate(cudaStream_t stream, double timeout_s) {
+    state_->until = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                       std::chrono::duration<double>(timeout_s / 10));
+    auto* mine = new std::shared_ptr<State>(state_);
     const auto wait = [](void* shared) {
-      const std::unique_ptr<std::shared_ptr<std::atomic<bool>>> open(
-          static_cast<std::shared_ptr<std::atomic<bool>>*>(shared));
-      while (!**open) std::this_thread::yield();
+      const std::unique_ptr<std::shared_ptr<State>> state(static_cast<std::shared_ptr<State>*>(shared));
+      while (!(*state)->open && Clock::now() < (*state)->until) std::this_thread::yield();
     };
     check_cuda(cudaLaunchHostFunc(stream, wait, mine), "cudaLaunchHostFunc");
   }
-  ~Gate() { *open_ = true; }
+  ~Gate() { state_->open = true; }
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
 
  private:
-  std::shared_ptr<std::atomic<bool>> open_ = std::make_shared<std::atomic<bool>>(false);
+  struct State {
+    std::atomic<bool> open{false};
+    Clock::time_point until;
+  };
+  std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
 class NcclCollectives final : public LibraryCollectives {
@@ -53,8 +61,7 @@ class NcclCollectives final : public LibraryCollectives {
       ncclCommDestroy(comm_);
       return;
     }
-    // A kernel may spin for a peer: abort frees it, but can hang, so it is not waited for.
-    std::thread([comm = comm_] { ncclCommAbort(comm); }).detach();
+    abort_in_background(comm_);  // a kernel may spin for a peer
   }
 
   std::byte* allocate(int64_t size_bytes) override {
@@ -92,7 +99,7 @@ class NcclCollectives final : public LibraryCollectives {
   double seconds(CollectiveSide side, const std::function<void()>& lead,
                  const std::function<void()>& calls) override {
     {
-      const Gate gate(stream_of(side));
+      const Gate gate(stream_of(side), timeout_s_);
       lead();
       check_cuda(cudaEventRecord(start_.get(), stream_of(side)), "cudaEventRecord");
       calls();
@@ -110,7 +117,6 @@ class NcclCollectives final : public LibraryCollectives {
   }
   // Polls: cudaEventSynchronize has no deadline, and the library's calls have no watchdog.
   void wait_for_stop() {
-    using Clock = std::chrono::steady_clock;
     const auto deadline =
         Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s_));
     for (;;) {

@@ -160,9 +160,7 @@ NcclComm::~NcclComm() {
     ncclCommDestroy(comm_);
     return;
   }
-  // The job is failing and a kernel may spin for a peer: abort frees it, but can hang, so it is not waited
-  // for.
-  std::thread([comm = comm_] { ncclCommAbort(comm); }).detach();
+  abort_in_background(comm_);  // the job is failing, and a kernel may spin for a peer
 }
 
 template <class Enqueue>

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "parallel/nccl_calls.h"
+
 namespace hearth {
 namespace {
 // Short beside any deadline, long beside the cost of a look (a few microseconds per flight).
@@ -147,9 +149,7 @@ void NcclWatchdog::end(const Error& error) {
   failed_ = true;
   if (comm_ == nullptr) return;
   aborted_ = true;
-  // Frees kernels that spin for a peer, so that the main thread gets out of its device call. Can itself hang,
-  // so it has a thread that nobody waits for.
-  std::thread([comm = comm_] { ncclCommAbort(comm); }).detach();
+  abort_in_background(comm_);  // the main thread gets out of its device call
   comm_ = nullptr;
 }
 

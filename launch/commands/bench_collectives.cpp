@@ -25,6 +25,7 @@ struct BenchCollectivesOptions {
   std::optional<int64_t> max_bytes;
   std::optional<std::string> dtype;
   std::string device = "auto";
+  int max_ctas = 0;
   bool json = false;
 };
 
@@ -72,10 +73,10 @@ void print_text(const Report& r) {
   const std::string own = r.backend == "nccl" ? "NCCL" : "MPI";
   fmt::print("{} ranks, {}, {}, {}; ratio: time of {} itself over Hearth's\n", r.ranks, r.device, r.library,
              r.dtype, own);
-  fmt::print("{:<16}{:>10}{:>13}{:>11}{:>11}{:>13}{:>11}{:>8}\n", "op", "size", "Hearth us", "alg GB/s",
+  fmt::print("{:<20}{:>10}{:>13}{:>11}{:>11}{:>13}{:>11}{:>8}\n", "op", "size", "Hearth us", "alg GB/s",
              "bus GB/s", own + " us", "bus GB/s", "ratio");
   for (const CollectiveTiming& t : r.timings)
-    fmt::print("{:<16}{:>10}{:>13.1f}{:>11.2f}{:>11.2f}{:>13.1f}{:>11.2f}{:>8.2f}\n", name(t.op),
+    fmt::print("{:<20}{:>10}{:>13.1f}{:>11.2f}{:>11.2f}{:>13.1f}{:>11.2f}{:>8.2f}\n", name(t.op),
                size_text(t.size_bytes), 1e6 * t.seconds, r.algorithm_gbps(t), r.bus_gbps(t, t.seconds),
                1e6 * t.library_seconds, r.bus_gbps(t, t.library_seconds), t.library_seconds / t.seconds);
 }
@@ -103,6 +104,7 @@ void run_bench_collectives(const BenchCollectivesOptions& options, CommandContex
   report.timings = bench_collectives(
       context.job, {.cuda_device = cuda ? std::optional<int>(device.index()) : std::nullopt,
                     .dtype = *dtype_from_config(dtype),
+                    .max_ctas = options.max_ctas,
                     .min_bytes = options.min_bytes,
                     .max_bytes = options.max_bytes.value_or(cuda ? int64_t{1} << 30 : int64_t{16} << 20),
                     .on_timing = [&](const CollectiveTiming& t) {
@@ -134,6 +136,13 @@ void add_bench_collectives_command(CLI::App& parent, CommandContext& context) {
       ->add_option("--dtype", options->dtype,
                    "bf16 (default on GPUs) or fp32 (alone on the CPU: MPI has no bf16)")
       ->check(CLI::IsMember({"bf16", "fp32"}));
+  command
+      ->add_option(
+          "--max-ctas", options->max_ctas,
+          "NCCL: most thread blocks of one of Hearth's collectives; 0: NCCL's choice. Training has 16 "
+          "for data parallelism")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on standard output");
   command->callback([options, &context] { run_bench_collectives(*options, context); });
