@@ -3,6 +3,8 @@
 #include <map>
 #include <utility>
 
+#include "trainer/device.h"
+
 namespace hearth {
 
 struct GatherMemory::Blocks {
@@ -35,7 +37,11 @@ at::DataPtr GatherMemory::allocate(int64_t size_bytes) {
       blocks_->free.erase(kept);
     }
   }
-  if (block == nullptr && ranks_ != nullptr && size_bytes > 0) block = ranks_->allocate(size_bytes);
+  if (block == nullptr && ranks_ != nullptr && size_bytes > 0) {
+    release_cached_memory(device_);  // the group's memory comes from what the allocator has not taken
+    block = ranks_->allocate(size_bytes);
+    if (block != nullptr) size_bytes_ += size_bytes;
+  }
   if (block == nullptr) {
     if (size_bytes > 0) ranks_ = nullptr;
     return c10::GetAllocator(device_.type())->allocate(static_cast<size_t>(size_bytes));

@@ -23,6 +23,8 @@ class GatherMemory {
   at::DataPtr allocate(int64_t size_bytes);
   // Whether blocks are the group's own; known after the first of them.
   bool is_outside_allocator() const { return blocks_ != nullptr; }
+  // Of the group's own blocks, lent or kept.
+  int64_t size_bytes() const { return size_bytes_; }
 
  private:
   struct Blocks;
@@ -31,6 +33,7 @@ class GatherMemory {
   Comm* ranks_;  // null once it has shown that it has no memory of its own
   at::Device device_;
   std::shared_ptr<Blocks> blocks_;
+  int64_t size_bytes_ = 0;
 };
 
 }  // namespace hearth

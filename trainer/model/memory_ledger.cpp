@@ -98,7 +98,6 @@ void MemoryLedger::change(MemoryPart part, int64_t bytes) {
 void MemoryLedger::outside_allocator(int64_t bytes) {
   settle();
   outside_ += bytes;
-  peak_outside_ = std::max(peak_outside_, outside_);
 }
 
 void MemoryLedger::begin() {

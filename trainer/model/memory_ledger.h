@@ -36,7 +36,6 @@ class MemoryLedger {
   void released(MemoryPart part, int64_t bytes) { change(part, -bytes); }   // call after the memory is gone
   // Of what was reported, bytes that the device's allocator does not know of (negative: no more).
   void outside_allocator(int64_t bytes);
-  int64_t peak_outside_allocator() const { return peak_outside_; }  // since this was made
   int64_t held(MemoryPart part) const { return current_[static_cast<size_t>(part)]; }
   // Forgets all peaks: they start at what is held now.
   void begin();
@@ -52,7 +51,7 @@ class MemoryLedger {
 
   at::Device device_;
   std::array<int64_t, 3> current_{}, peak_{};
-  int64_t outside_ = 0, peak_outside_ = 0, peak_activations_ = 0, peak_total_ = 0;
+  int64_t outside_ = 0, peak_activations_ = 0, peak_total_ = 0;
 };
 
 }  // namespace hearth
