@@ -102,7 +102,7 @@ void replay(StateReplay& state, const Action& action) {
       return state.backward(action.chunk, action.micro, /*deferred=*/true);
     case ActionKind::BackwardWeight:
       return state.weight_gradients(action.chunk, action.micro);
-    case ActionKind::ForwardBackward:
+    case ActionKind::ForwardBackward:  // by turns: the head's gradient counts beside all of the backward's
       state.forward(action.chunk);
       return state.backward(action.backward_chunk, action.backward_micro, /*deferred=*/false);
     default:

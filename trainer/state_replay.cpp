@@ -98,7 +98,14 @@ void StateReplay::forward(int number) {
     begin_gradient(name);  // head and loss form their gradients in forward
 }
 
-void StateReplay::layer_backward(int64_t layer, const std::function<void(const Names&)>& linear) {
+// ModelContext::gathered_beside_filler.
+void StateReplay::gather_rows() {
+  if (filler_.empty()) return;
+  gradient(filler_.front());
+  filler_.pop_front();
+}
+
+void StateReplay::layer_backward(int64_t layer, const Linear& linear, const Linear& filling) {
   const std::string p = fmt::format("model.layers.{}.", layer), attn = p + "self_attn.";
   const auto matrices = [&](const Names& stems, bool biased) {
     Names names;
@@ -107,10 +114,12 @@ void StateReplay::layer_backward(int64_t layer, const std::function<void(const N
       for (const auto& stem : stems) names.push_back(stem + ".bias");
     return names;
   };
-  linear(matrices({p + "mlp.down_proj"}, false));
+  gather_rows();
+  filling(matrices({p + "mlp.down_proj"}, false));
   linear(matrices({p + "mlp.gate_proj", p + "mlp.up_proj"}, false));
   gradient({p + "post_attention_layernorm.weight"});
-  linear(matrices({attn + "o_proj"}, config_.attention_output_bias));
+  gather_rows();
+  filling(matrices({attn + "o_proj"}, config_.attention_output_bias));
   if (config_.qk_norm) {
     gradient({attn + "q_norm.weight"});
     gradient({attn + "k_norm.weight"});
@@ -131,15 +140,27 @@ void StateReplay::backward(int number, int micro, bool deferred) {
       gradient(names);
     }
   };
+  const bool fills = partition_.tensor_size > 1 && partition_.sequence_parallel;
+  const auto filling = [&](const Names& names) {
+    if (fills && !waits) {
+      filler_.push_back(names);
+    } else {
+      linear(names);
+    }
+  };
   if (part.head) {
     for (const auto& name : trained({head_table()})) end_gradient(name);
     gradient({"model.norm.weight"});
   }
   for (int64_t layer = part.first_layer + part.num_layers - 1; layer >= part.first_layer; --layer) {
     waits = deferred || (table_first && layer == 0);
-    layer_backward(layer, linear);
+    layer_backward(layer, linear, filling);
   }
-  if (part.embedding) gradient({"model.embed_tokens.weight"});
+  if (part.embedding) {
+    gather_rows();
+    gradient({"model.embed_tokens.weight"});
+  }
+  while (!filler_.empty()) gather_rows();
   if (!deferred) weight_gradients(number, micro);
 }
 

@@ -47,7 +47,10 @@ class StateReplay {
   Names trained(const Names& weights) const;  // of these, or of the adapters on them
   void retire(int64_t bucket);
   void count_uses(const ModelChunk& chunk);
-  void layer_backward(int64_t layer, const std::function<void(const Names&)>& linear);
+  // `linear` is told of weight gradients; those that fill gathers, where rows are split, come to `filling`.
+  using Linear = std::function<void(const Names&)>;
+  void layer_backward(int64_t layer, const Linear& linear, const Linear& filling);
+  void gather_rows();
   const ModelChunk& chunk(int number) const { return partition_.chunks[static_cast<size_t>(number)]; }
   std::string head_table() const {
     return config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
@@ -61,6 +64,7 @@ class StateReplay {
   std::map<std::string, int64_t> bucket_;  // by parameter
   std::deque<int64_t> reducing_;
   std::map<std::pair<int, int>, std::vector<Names>> deferred_;  // by chunk, micro
+  std::deque<Names> filler_;                                    // Transformer::fill_gathers
   PeakBytes gradients_;
   int64_t optimizer_ = 0;
 };

@@ -1,7 +1,7 @@
 """Row 4 of the parallel core: peak memory of every rank, measured against the formula of --dry-run, for each ZeRO stage
 and for tensor, pipeline and context parallelism.      memory.py [NAME...]     (HEARTH_TEST_DEVICE=cuda for a GPU)
 
-Weights, gradients and optimizer state must be equal to the byte (weights under dualpipev with zero_stage 3: a bound). Of
+Weights, gradients and optimizer state must be equal to the byte (weights and gradients under dualpipev with zero_stage 2 and 3: a bound). Of
 runs with frozen weights (below adapters, of a teacher, of a reference) these three alone are compared. Activations: the formula counts each tensor that waits
 for backward, and adds a working set, a model of the temporaries that live together at the peak. The first part is a
 lower bound of any correct run up to ROUNDING; the second is a sum of a handful of tensors of which one more or one fewer
@@ -121,7 +121,7 @@ def compare(report, name, rank, seen):
           + f" | {mib(seen['estimated_working'])} |", flush=True)
     for part in PARTS[:3]:
         # Which units the two halves of an overlapped action hold at one time is counted as if both were the largest.
-        bound = name.startswith("dualpipev") and part == "weights"
+        bound = name.startswith("dualpipev") and part in ("weights", "gradients")
         if not (0.8 * seen["estimated_" + part] <= seen[part] <= seen["estimated_" + part] if bound
                 else seen[part] == seen["estimated_" + part]):
             report.check(f"{name}: {part} of rank {rank}", False, f"{seen[part]} B, formula {seen['estimated_' + part]} B")

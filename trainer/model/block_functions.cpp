@@ -214,9 +214,9 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const auto* w = kept_pointer<BlockWeights>(ctx, "w");
     const ModelContext& context = *w->context;
     const Tensor dy = grads[0].contiguous(), input = saved[0];
-    const Tensor dy_all = context.rows.gather(dy, "tp.attention_output.dy").wait();
+    const Tensor dy_all = context.gathered_beside_filler(dy, "tp.attention_output.dy");
     const AdapterPass pass = adapter_pass(dy_all, w->attention_output, saved[2], {saved[1]});
-    now_or_later(context.queue_of(w->unit), [dy, dy_all, pass, input, w, &context] {
+    now_or_later(context.queue_or_filler(w->unit), [dy, dy_all, pass, input, w, &context] {
       accumulate_weight_gradient(dy_all, input, w->attention_output, pass, context, dy);
     });
     return {linear_input_gradient(dy_all, w->attention_output, pass), dy, Tensor(), Tensor()};
@@ -229,8 +229,7 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const ModelContext& context = *w->context;
     auto normed =
         kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const LinearOutput gate_up =
-        linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
+    const LinearOutput gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
     const Tensor activated = kernels::swiglu_forward_op(gate_up.y);
     const LinearOutput down = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
     ctx->save_for_backward({x_nD, normed.rstd, gate_up.y, w->recompute.norm ? Tensor() : normed.y,
@@ -247,7 +246,7 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     context.events->before_use(w->unit, UsePhase::Backward);
     const auto& norm = w->post_attention_norm;
     const Tensor dy = grads[0].contiguous();
-    const Tensor dy_all = context.rows.gather(dy, "tp.down.dy").wait();
+    const Tensor dy_all = context.gathered_beside_filler(dy, "tp.down.dy");
     const DropoutKeys keys{saved[5]};
     const AdapterPass pass = adapter_pass(dy_all, w->down, saved[7], keys);
     // In place: gate and up are not needed again, and the activation, where it is rebuilt, takes its
@@ -256,7 +255,7 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const Tensor activated = saved[4].defined() ? saved[4] : d_activated;
     kernels::swiglu_backward_out_op(d_activated, saved[2], d_gate_up,
                                     saved[4].defined() ? Tensor() : activated);
-    now_or_later(context.queue_of(w->unit), [dy_all, pass, activated, w, &context] {
+    now_or_later(context.queue_or_filler(w->unit), [dy_all, pass, activated, w, &context] {
       accumulate_weight_gradient(dy_all, activated, w->down, pass, context);
     });
     return {normed_linear_backward(d_gate_up, saved[0], saved[1], saved[3], norm, w->gate_up,
@@ -304,7 +303,7 @@ struct EmbeddingFn : torch::autograd::Function<EmbeddingFn> {
     const ModelContext& context = *w->context;
     Tensor main_grad = w->linear.main_grad;
     if (!main_grad.defined()) return {Tensor(), Tensor(), Tensor()};
-    const Tensor dy = context.rows.gather(grads[0].contiguous(), "tp.embedding.dy").wait();
+    const Tensor dy = context.gathered_beside_filler(grads[0].contiguous(), "tp.embedding.dy");
     // The lookup touches few rows; the others must be zero.
     if (context.events->before_gradient(w->linear.parameters) == GradientWrite::Overwrite) main_grad.zero_();
     if (context.rows.size() == 1) {

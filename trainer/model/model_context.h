@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,8 +19,9 @@
 namespace hearth {
 
 // Weight gradients that wait: for their own pipeline action, the split of backward into an input and a weight
-// part of zero-bubble schedules (Qi et al. 2023), or for the table's (Transformer::defer_first_layer). Run in
-// the order in which they were queued.
+// part of zero-bubble schedules (Qi et al. 2023), for the table's (Transformer::defer_first_layer), or for
+// the next rows that cross a tensor-parallel group (Transformer::fill_gathers). Run in the order in which
+// they were queued.
 class WeightGradQueue {
  public:
   void push(std::function<void()> gradient) {
@@ -29,6 +31,14 @@ class WeightGradQueue {
   // computed.
   void push(std::function<PendingRows()> collect, std::function<void(const at::Tensor& rows)> gradient) {
     gradients_.push_back({std::move(collect), std::move(gradient)});
+  }
+  // The first of them, where there is one.
+  void run_one() {
+    if (gradients_.empty()) return;
+    const at::NoGradGuard no_grad;
+    const Gradient gradient = std::move(gradients_.front());
+    gradients_.erase(gradients_.begin());
+    gradient.compute(gradient.collect ? gradient.collect().wait() : at::Tensor());
   }
   void run() {
     const at::NoGradGuard no_grad;  // what was kept for these gradients belongs to no graph any more
@@ -70,6 +80,8 @@ struct ModelContext {
   // Where weight gradients wait; null: they are computed at once.
   WeightGradQueue* deferred = nullptr;              // of all layers
   WeightGradQueue* first_layer_deferred = nullptr;  // of layer 0
+  // Of the linears whose input needs no gathering: computed while backward gathers rows next. May be null.
+  WeightGradQueue* filler = nullptr;
   // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be
   // empty.
   std::function<void(const std::string& name, const at::Tensor& rows_nD)> activation_observer;
@@ -78,6 +90,17 @@ struct ModelContext {
   WeightGradQueue* queue_of(int64_t unit) const {
     constexpr int64_t kFirstLayer = 1;  // 0 is the table
     return deferred == nullptr && unit == kFirstLayer ? first_layer_deferred : deferred;
+  }
+  WeightGradQueue* queue_or_filler(int64_t unit) const {
+    WeightGradQueue* queue = queue_of(unit);
+    return queue != nullptr ? queue : filler;
+  }
+  // For backward: RowCollectives::gather's rows, with a weight gradient beside the transfer where one waits
+  // for that. Rows are gathered right behind a sum and a norm, so that there is nothing else to hide it.
+  at::Tensor gathered_beside_filler(const at::Tensor& rows_nD, std::string_view site) const {
+    PendingRows all = rows.gather(rows_nD, site);
+    if (filler != nullptr) filler->run_one();
+    return all.wait();
   }
   // Around a forward use of a unit. What is rebuilt stays for the backward that follows at once.
   void before_forward(int64_t unit) const {

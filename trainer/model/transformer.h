@@ -60,6 +60,11 @@ class Transformer {
     if (context_.gradients_travel && embedding_.linear.main_grad.defined())
       context_.first_layer_deferred = queue;
   }
+  // With rows split over a tensor-parallel group, weight gradients that need no rows of other ranks are
+  // computed while backward gathers rows; the caller runs what is left of them behind it.
+  void fill_gathers(WeightGradQueue& filler) {
+    if (context_.rows.splits_rows()) context_.filler = &filler;
+  }
   // See ModelContext::activation_observer.
   void observe_activations(std::function<void(const std::string&, const at::Tensor&)> observer) {
     context_.activation_observer = std::move(observer);
