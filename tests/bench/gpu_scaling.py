@@ -5,7 +5,8 @@ little time, is resumed by the next one. Then one table of all that the file kno
     gpu_scaling.py [--results FILE] [--seconds N] [--ranks N,N] [--only REGEX] [--list] [--smoke] [MODEL ...]
 MODEL is 1b (4096 x 4) or 8b (8192 x 1); --smoke runs a tiny model on the CPU over MPI and gloo, to try the script. Rates are tokens/s of
 each GPU. "efficiency" is that over one GPU's at the same shape: weak scaling for ZeRO and for PyTorch (a micro-batch on every GPU), strong
-for the rest (tp2, pp2, cp2 split the work of one GPU; "strong" keeps the samples of a step). Cards of a host differ by a percent or two, so
+for the rest (tp2, pp2, cp2 split the work of one GPU; "strong" keeps the samples of a step). "exposed" ms of communication have no compute
+beside them; an all-gather by copy engines counts with this rank's copies, and what it waits for its peers' is in "idle", when no kernel runs. Cards of a host differ by a percent or two, so
 what one GPU does is measured on every GPU at once, each by itself, and the mean counts. Exits with 1 where one of ours (with --smoke: any)
 failed."""
 import argparse
@@ -29,7 +30,8 @@ TINY = BF16_STATES | {"model.num_hidden_layers": 2, "model.hidden_size": 64, "mo
         "model.head_dim": 16, "model.intermediate_size": 96, "model.vocab_size": 500}
 MODELS = {
     "1b": {"preset": "llama-1b", "seq": 4096, "mbs": 4, "long": 32768, "sets": BF16_STATES, "seconds": 45},
-    "8b": {"preset": "llama-3-8b", "seq": 8192, "mbs": 1, "long": 32768, "sets": BF16_STATES, "seconds": 110},
+    "8b": {"preset": "llama-3-8b", "seq": 8192, "mbs": 1, "long": 32768, "sets": BF16_STATES, "seconds": 110,
+           "long_sets": {"model.max_position_embeddings": 32768}},
     "tiny": {"preset": "smollm2-135m", "seq": 32, "mbs": 2, "long": 64, "sets": TINY, "seconds": 5},
 }
 MICRO_BATCHES = 8  # of a pipeline's step, and of the step whose samples "strong" divides
@@ -61,7 +63,7 @@ def hearth_command(model, name, ranks, smoke):
     m = MODELS[model]
     _, sets, is_long, micro_batches = {**LAYOUTS, **BASES}[name]
     warm_up, steps = (4, 10) if micro_batches(ranks) < MICRO_BATCHES else (3, 4)
-    words = [word for key, value in (m["sets"] | sets).items() for word in ("--set", f"{key}={value}")]
+    words = [word for key, value in (m["sets"] | sets | (m.get("long_sets", {}) if is_long else {})).items() for word in ("--set", f"{key}={value}")]
     return [*([os.path.join(TESTS, "mpirun.sh"), str(ranks)] if ranks > 1 else []), os.path.abspath(os.environ["HEARTH_BINARY"]), "bench", "train",
             "--preset", os.path.join(REPOSITORY, "configs", "models", m["preset"] + ".yaml"), "--seq", str(m["long"] if is_long else m["seq"]),
             "--mbs", str(1 if is_long else m["mbs"]), "--accum", str(micro_batches(ranks)), "--warm-up", str(warm_up), "--steps", str(steps),
@@ -79,6 +81,7 @@ def hearth_figures(found):
     exchanged = found.get("communication", {})
     return {"rate": found["tokens_per_s_per_rank"], "mfu": found.get("mfu_percent"), "gib": found["peak_memory_gib"], "step_ms": found["step_ms"],
             "covered": exchanged.get("all", {}).get("covered_percent"), "exposed_ms": exchanged.get("all", {}).get("exposed_ms"),
+            "idle_ms": found.get("device_idle_ms"),
             "exchange": exchanged, "clock": found.get("device_readings", {}).get("sm_clock_mhz"), "device": found["device"]}
 
 
@@ -165,12 +168,12 @@ def verdict(value, goal):
 
 def print_table(known):
     """One line a run; what the goals are about carries its verdict."""
-    columns = "{:<22} {:>5} {:>10} {:>6} {:>7} {:>9} {:>8}  {:<24} {:<24} {}"
-    print(columns.format("model/layout", "ranks", "tok/s/GPU", "MFU %", "GiB", "step ms", "exposed", "covered %", "efficiency", "of FSDP2"))
+    columns = "{:<22} {:>5} {:>10} {:>6} {:>7} {:>9} {:>8} {:>6}  {:<24} {:<24} {}"
+    print(columns.format("model/layout", "ranks", "tok/s/GPU", "MFU %", "GiB", "step ms", "exposed", "idle", "covered %", "efficiency", "of FSDP2"))
     for key, entry in known.items():
         model, name, ranks = key.split("/")
         if "failed" in entry:
-            print(columns.format(f"{model}/{name}", ranks, "-", "-", "-", "-", "-", "", "", entry["failed"][:60]))
+            print(columns.format(f"{model}/{name}", ranks, "-", "-", "-", "-", "-", "-", "", "", entry["failed"][:60]))
             continue
         base = known.get(f"{model}/{BASE_OF.get(name, 'one')}/1", {}).get("rate")
         efficiency = entry["rate"] / base if base and name not in BASES else None
@@ -179,7 +182,7 @@ def print_table(known):
         goal = GOALS.get((model, name))
         covered = number(entry.get("covered"), ".1f") + (verdict(entry.get("covered"), COVERED[name]) if name in COVERED else "")
         print(columns.format(f"{model}/{name}", ranks, f"{entry['rate']:.0f}", number(entry.get("mfu"), ".1f"), f"{entry['gib']:.1f}",
-                             f"{entry['step_ms']:.1f}", number(entry.get("exposed_ms"), ".1f"), covered,
+                             f"{entry['step_ms']:.1f}", number(entry.get("exposed_ms"), ".1f"), number(entry.get("idle_ms"), ".1f"), covered,
                              number(efficiency, ".3f") + (verdict(efficiency, goal) if goal else ""),
                              number(ratio, ".3f") + (verdict(ratio, NEEDED_OF_FSDP2) if ratio else "")))
 
