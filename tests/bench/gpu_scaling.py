@@ -26,7 +26,7 @@ TESTS = os.path.join(REPOSITORY, "tests")
 TP, PP, CP, ZERO = ("parallel." + key for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
                                                   "zero_stage"))
 SCHEDULE = "parallel.pipeline_schedule"
-# One GPU would spend the few steps measured here on finding out whether a CUDA graph pays; several GPUs have none.
+# One GPU would spend the few steps here on finding out whether a CUDA graph pays; several GPUs have none.
 EAGER = BF16_STATES | {"training.cuda_graph": "off"}
 TINY = BF16_STATES | {"model.num_hidden_layers": 2, "model.hidden_size": 64, "model.num_attention_heads": 4, "model.num_key_value_heads": 2,
         "model.head_dim": 16, "model.intermediate_size": 96, "model.vocab_size": 500}
