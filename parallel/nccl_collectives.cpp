@@ -16,13 +16,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Holds a stream back while it lives, so that the host gets ahead of the device as it is in training: what
-// the device does is measured, not how fast the host asks for it. It opens by itself where the host is
-// stuck behind it (a launch that waits for the device), a tenth of the deadline later.
+// the device does is measured, not how fast the host asks for it. It opens by itself after a second, where
+// the host is stuck behind it: in a launch that waits for the device, or a stream that is full.
 class Gate {
  public:
-  Gate(cudaStream_t stream, double timeout_s) {
-    state_->until = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                       std::chrono::duration<double>(timeout_s / 10));
+  explicit Gate(cudaStream_t stream) {
     auto* mine = new std::shared_ptr<State>(state_);
     const auto wait = [](void* shared) {
       const std::unique_ptr<std::shared_ptr<State>> state(static_cast<std::shared_ptr<State>*>(shared));
@@ -37,7 +35,7 @@ class Gate {
  private:
   struct State {
     std::atomic<bool> open{false};
-    Clock::time_point until;
+    Clock::time_point until = Clock::now() + std::chrono::seconds(1);
   };
   std::shared_ptr<State> state_ = std::make_shared<State>();
 };
@@ -99,7 +97,7 @@ class NcclCollectives final : public LibraryCollectives {
   double seconds(CollectiveSide side, const std::function<void()>& lead,
                  const std::function<void()>& calls) override {
     {
-      const Gate gate(stream_of(side), timeout_s_);
+      const Gate gate(stream_of(side));
       lead();
       check_cuda(cudaEventRecord(start_.get(), stream_of(side)), "cudaEventRecord");
       calls();

@@ -43,6 +43,8 @@ CASES = [
                           "parallel.zero_stage=3"]),
     ("cp2_ring", 2, ["parallel.context_parallel_size=2"]),
     ("cp2_a2a", 2, ["parallel.context_parallel_size=2", "parallel.cp_comm_type=a2a"]),
+    ("tp2_dp2_zero2", 4, ["parallel.tensor_model_parallel_size=2", "parallel.zero_stage=2"]),
+    ("tp2_full", 2, ["parallel.tensor_model_parallel_size=2", "recompute.granularity=full", "recompute.num_layers=2"]),
     ("tp2_pp2_zero2", 4, ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2",
                           "parallel.zero_stage=2"]),
     ("tp2_pp2_dualpipev", 4, ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2",

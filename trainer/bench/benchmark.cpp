@@ -74,7 +74,7 @@ class Bench {
   void synchronize() { hearth::synchronize(device_); }
   double loss() const { return loss_; }
   int64_t peak_memory() { return model_.parameters().memory().peak_total(); }
-  int64_t bytes_outside_allocator() { return model_.parameters().bytes_outside_allocator(); }
+  int64_t made_outside_allocator() { return model_.parameters().memory().made_outside_allocator(); }
 
  private:
   const ExperimentConfig& config_;
@@ -114,7 +114,7 @@ BenchmarkResult benchmark_training(const ExperimentConfig& config, ParallelGroup
   result.kernels = kernel_time(device, [&] { bench.step(); });
   result.loss = bench.loss();
   result.peak_memory_bytes = bench.peak_memory();
-  result.reserved_memory_bytes = peak_reserved_memory(device) + bench.bytes_outside_allocator();
+  result.reserved_memory_bytes = peak_reserved_memory(device) + bench.made_outside_allocator();
   return result;
 }
 

@@ -26,7 +26,7 @@ struct BenchmarkResult {
   std::vector<double> step_seconds;   // in order
   double loss = 0;                    // of the last step: random tokens stay near ln(vocab_size)
   int64_t peak_memory_bytes = 0;      // most that tensors held at once
-  int64_t reserved_memory_bytes = 0;  // most that the allocator took from the device
+  int64_t reserved_memory_bytes = 0;  // taken from the device: the allocator's most, and beside it
   int64_t allocations = 0;            // calls of the device's allocator during the measured steps
   std::optional<DeviceReadings> device;
   KernelTime kernels;  // of one step, from a few more under the profiler

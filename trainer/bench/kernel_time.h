@@ -28,7 +28,8 @@ struct KernelSpan {
 
 // Of one piece of work.
 struct KernelTime {
-  std::vector<std::pair<std::string, double>> by_kind, by_name;  // seconds, the most first
+  // Seconds, the most first; of a kernel that was set up before the one in front of it ended, with that wait.
+  std::vector<std::pair<std::string, double>> by_kind, by_name;
   double idle = 0;  // seconds between the first and the last kernel in which none ran
   // By NCCL's names, "copy engines", and "all"; empty where nothing is exchanged. How much of it compute
   // covers.

@@ -84,8 +84,7 @@ NormGradient norm_backward(const Tensor& dy, const Tensor& x, const Tensor& rstd
 // gradient is computed; that one crosses the group while the weight gradient is.
 Tensor column_linear_backward(const Tensor& dy, const Tensor& normed, const LinearWeights& w,
                               const AdapterPass& pass, const ModelContext& context, WeightGradQueue* queue) {
-  if (!w.main_grad.defined() && !w.lora)
-    return context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx").wait();
+  if (!w.trains()) return context.rows.sum(linear_input_gradient(dy, w, pass), "tp.column.dx").wait();
   if (queue != nullptr) {
     queue->push(
         [normed, &context] { return context.rows.gather(normed, "tp.column.x"); },
@@ -111,7 +110,7 @@ Tensor normed_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& r
                          residual_grad)
         .dx;
   }
-  const bool trains = w.main_grad.defined() || w.lora;
+  const bool trains = w.trains();
   const auto output = trains && !kept.defined() ? NormOutput::Rebuilt : NormOutput::NotNeeded;
   const auto gradient =
       norm_backward(linear_input_gradient(dy, w, pass), x, rstd, norm, context, residual_grad, output);
@@ -216,9 +215,10 @@ struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
     const Tensor dy = grads[0].contiguous(), input = saved[0];
     const Tensor dy_all = context.gathered_beside_filler(dy, "tp.attention_output.dy");
     const AdapterPass pass = adapter_pass(dy_all, w->attention_output, saved[2], {saved[1]});
-    now_or_later(context.queue_or_filler(w->unit), [dy, dy_all, pass, input, w, &context] {
-      accumulate_weight_gradient(dy_all, input, w->attention_output, pass, context, dy);
-    });
+    if (w->attention_output.trains())  // without the graph that the input belongs to
+      now_or_later(context.queue_or_filler(w->unit), [dy, dy_all, pass, x = input.detach(), w, &context] {
+        accumulate_weight_gradient(dy_all, x, w->attention_output, pass, context, dy);
+      });
     return {linear_input_gradient(dy_all, w->attention_output, pass), dy, Tensor(), Tensor()};
   }
 };
@@ -229,7 +229,8 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const ModelContext& context = *w->context;
     auto normed =
         kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const LinearOutput gate_up = linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
+    const LinearOutput gate_up =
+        linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
     const Tensor activated = kernels::swiglu_forward_op(gate_up.y);
     const LinearOutput down = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
     ctx->save_for_backward({x_nD, normed.rstd, gate_up.y, w->recompute.norm ? Tensor() : normed.y,
@@ -255,9 +256,10 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const Tensor activated = saved[4].defined() ? saved[4] : d_activated;
     kernels::swiglu_backward_out_op(d_activated, saved[2], d_gate_up,
                                     saved[4].defined() ? Tensor() : activated);
-    now_or_later(context.queue_or_filler(w->unit), [dy_all, pass, activated, w, &context] {
-      accumulate_weight_gradient(dy_all, activated, w->down, pass, context);
-    });
+    if (w->down.trains())
+      now_or_later(context.queue_or_filler(w->unit), [dy_all, pass, activated, w, &context] {
+        accumulate_weight_gradient(dy_all, activated, w->down, pass, context);
+      });
     return {normed_linear_backward(d_gate_up, saved[0], saved[1], saved[3], norm, w->gate_up,
                                    adapter_pass(d_gate_up, w->gate_up, saved[6], keys), context,
                                    context.queue_of(w->unit),

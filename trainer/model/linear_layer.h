@@ -37,6 +37,7 @@ struct LinearWeights {
   at::Tensor bias_grad;  // [out] or undefined
   std::vector<int64_t> parameters;
   std::optional<LoraWeights> lora;
+  bool trains() const { return main_grad.defined() || lora.has_value(); }
 };
 
 // What names each of the N rows in the masks of dropout, int64 [N]; undefined: nothing is dropped.

@@ -36,6 +36,9 @@ class MemoryLedger {
   void released(MemoryPart part, int64_t bytes) { change(part, -bytes); }   // call after the memory is gone
   // Of what was reported, bytes that the device's allocator does not know of (negative: no more).
   void outside_allocator(int64_t bytes);
+  // Memory that was taken from the device beside the allocator, in use or kept for later. Never less.
+  void made_outside_allocator(int64_t bytes) { made_outside_ += bytes; }
+  int64_t made_outside_allocator() const { return made_outside_; }
   int64_t held(MemoryPart part) const { return current_[static_cast<size_t>(part)]; }
   // Forgets all peaks: they start at what is held now.
   void begin();
@@ -51,7 +54,7 @@ class MemoryLedger {
 
   at::Device device_;
   std::array<int64_t, 3> current_{}, peak_{};
-  int64_t outside_ = 0, peak_activations_ = 0, peak_total_ = 0;
+  int64_t outside_ = 0, made_outside_ = 0, peak_activations_ = 0, peak_total_ = 0;
 };
 
 }  // namespace hearth

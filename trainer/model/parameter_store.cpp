@@ -202,7 +202,9 @@ at::Tensor ParameterStore::more_weights(int64_t count) {
 
 at::DataPtr ParameterStore::lend_weights(int64_t bytes) {
   memory_->allocating(MemoryPart::Weights, bytes);
+  const int64_t made_before = gather_memory_.size_bytes();
   at::DataPtr memory = gather_memory_.allocate(bytes);
+  memory_->made_outside_allocator(gather_memory_.size_bytes() - made_before);
   if (gather_memory_.is_outside_allocator()) memory_->outside_allocator(bytes);
   return memory;
 }

@@ -114,9 +114,6 @@ class ParameterStore {
   void fill(const Fill& fill, const BucketDone& done);
   void fill_bucket(int64_t bucket, const Fill& fill, const BucketDone& done = {});
 
-  // Of the memory that weights are gathered in, what the device's allocator does not know of: in use or kept.
-  int64_t bytes_outside_allocator() const { return gather_memory_.size_bytes(); }
-
   // Draws every weight from the counter-based generator: a pure function of (seed, name, element of the whole
   // tensor).
   void initialize(uint64_t seed, const BucketDone& done = {});

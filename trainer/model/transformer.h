@@ -61,9 +61,10 @@ class Transformer {
       context_.first_layer_deferred = queue;
   }
   // With rows split over a tensor-parallel group, weight gradients that need no rows of other ranks are
-  // computed while backward gathers rows; the caller runs what is left of them behind it.
-  void fill_gathers(WeightGradQueue& filler) {
-    if (context_.rows.splits_rows()) context_.filler = &filler;
+  // computed while backward gathers rows; the caller runs what is left of them behind it, and then gives
+  // null.
+  void fill_gathers(WeightGradQueue* filler) {
+    context_.filler = context_.rows.splits_rows() ? filler : nullptr;
   }
   // See ModelContext::activation_observer.
   void observe_activations(std::function<void(const std::string&, const at::Tensor&)> observer) {

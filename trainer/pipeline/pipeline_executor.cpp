@@ -27,7 +27,6 @@ PipelineExecutor::PipelineExecutor(PipelineSchedule schedule, int pipeline_rank,
       side_by_side_(side_by_side) {
   HEARTH_REQUIRE(static_cast<int>(chunks_.size()) == schedule_.chunks,
                  "schedule of {} chunks a rank, {} given", schedule_.chunks, chunks_.size());
-  for (Transformer* chunk : chunks_) chunk->fill_gathers(filler_);
 }
 
 Comm& PipelineExecutor::link_to(int stage) const {
@@ -152,6 +151,7 @@ void PipelineExecutor::backward(Key key, bool defer) {
   } else {
     model.defer_first_layer(&activation.deferred);
   }
+  model.fill_gathers(&filler_);
   model.expect_backward();
   if (is_last(chunk)) {
     activation.output.backward();
@@ -160,6 +160,7 @@ void PipelineExecutor::backward(Key key, bool defer) {
   }
   model.defer_weight_gradients(nullptr);
   model.defer_first_layer(nullptr);
+  model.fill_gathers(nullptr);
   activation.output.reset();  // the graph and all that it kept
   filler_.run();
   if (!defer) activation.deferred.run();
