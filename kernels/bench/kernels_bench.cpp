@@ -305,50 +305,42 @@ void bench_embedding(Table& table, int64_t tokens, int64_t vocab, int64_t width)
   const at::Tensor ids = at::rand({tokens}, kFp32).square().mul(static_cast<double>(vocab)).to(at::kLong);
   at::Tensor accum = at::zeros({vocab, width}, kFp32);
   const std::string shape = fmt::format("[{}] of [{}, {}]", tokens, vocab, width);
-  // Every token's gradient is read, and each row that a token has is read and written.
-  const auto backward_bytes = [&](const at::Tensor& of_ids, double accum_bytes) {
-    const auto rows = static_cast<double>(std::get<0>(at::_unique(of_ids)).numel());
-    return bytes + 2 * accum_bytes * rows * static_cast<double>(width);
-  };
   table.memory_row(
       "embedding_forward", shape, 2 * bytes, [&](int64_t) { embedding_forward_op(weight, ids); },
       [&](int64_t) { at::embedding(weight, ids); });
-  table.memory_row(
-      "embedding_backward", shape, backward_bytes(ids, 4),
-      [&](int64_t) { embedding_backward_op(dy, ids, accum); },
-      [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  // Every token's gradient is read, and each row that a token has is read and written.
+  const auto backward_row = [&](const char* op, const at::Tensor& of_ids, at::Tensor& into,
+                                const Body& ours) {
+    const auto touched = static_cast<double>(std::get<0>(at::_unique(of_ids)).numel() * width);
+    table.memory_row(op, shape, bytes + 2.0 * static_cast<double>(into.element_size()) * touched, ours,
+                     [&](int64_t) { into.add_(at::embedding_dense_backward(dy, of_ids, vocab, -1, false)); });
+  };
+  backward_row("embedding_backward", ids, accum, [&](int64_t) { embedding_backward_op(dy, ids, accum); });
   at::Tensor accum_bf16 = accum.to(at::kBFloat16);
-  table.memory_row(
-      "embedding_backward_bf16", shape, backward_bytes(ids, 2),
-      [&](int64_t) { embedding_backward_op(dy, ids, accum_bf16); },
-      [&](int64_t) { accum_bf16.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  backward_row("embedding_backward_bf16", ids, accum_bf16,
+               [&](int64_t) { embedding_backward_op(dy, ids, accum_bf16); });
   // The same without the sort of the ids.
-  const auto [sorted, tokens_of] = at::sort(ids, /*stable=*/true, 0, false);
-  const at::Tensor rows_32 = sorted.to(at::kInt), tokens_32 = tokens_of.to(at::kInt);
+  const auto [sorted, order] = at::sort(ids, /*stable=*/true, 0, false);
+  const at::Tensor sorted_rows = sorted.to(at::kInt), tokens_of = order.to(at::kInt);
   const at::Tensor sums = at::empty({embedding_backward_workspace_floats(tokens, width)}, kFp32);
-  table.memory_row(
-      "embedding_backward_only", shape, backward_bytes(ids, 2),
-      [&](int64_t) {
-        embedding_backward({.dtype = DType::BF16,
-                            .dy = dy.const_data_ptr(),
-                            .sorted_rows = rows_32.const_data_ptr<int32_t>(),
-                            .tokens_of = tokens_32.const_data_ptr<int32_t>(),
-                            .accum_dtype = DType::BF16,
-                            .dtable_accum = accum_bf16.data_ptr(),
-                            .workspace = sums.data_ptr<float>(),
-                            .tokens = tokens,
-                            .rows = vocab,
-                            .width = width},
-                           c10::cuda::getCurrentCUDAStream().stream());
-      },
-      [&](int64_t) { accum_bf16.add_(at::embedding_dense_backward(dy, ids, vocab, -1, false)); });
+  backward_row("embedding_backward_only", ids, accum_bf16, [&](int64_t) {
+    embedding_backward({.dtype = DType::BF16,
+                        .dy = dy.const_data_ptr(),
+                        .sorted_rows = sorted_rows.const_data_ptr<int32_t>(),
+                        .tokens_of = tokens_of.const_data_ptr<int32_t>(),
+                        .accum_dtype = DType::BF16,
+                        .dtable_accum = accum_bf16.data_ptr(),
+                        .workspace = sums.data_ptr<float>(),
+                        .tokens = tokens,
+                        .rows = vocab,
+                        .width = width},
+                       c10::cuda::getCurrentCUDAStream().stream());
+  });
   // Half of the tokens are one id, as where sequences are padded.
   const at::Tensor padded = ids.clone();
   padded.narrow(0, tokens / 2, tokens / 2).fill_(0);
-  table.memory_row(
-      "embedding_backward_pad", shape, backward_bytes(padded, 4),
-      [&](int64_t) { embedding_backward_op(dy, padded, accum); },
-      [&](int64_t) { accum.add_(at::embedding_dense_backward(dy, padded, vocab, -1, false)); });
+  backward_row("embedding_backward_pad", padded, accum,
+               [&](int64_t) { embedding_backward_op(dy, padded, accum); });
 }
 
 // One rank's share, the first eighth of the vocabulary and so, with these ids, a third of the tokens. Bytes:

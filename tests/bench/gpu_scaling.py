@@ -6,9 +6,9 @@ little time, is resumed by the next one. Then one table of all that the file kno
 MODEL is 1b (4096 x 4) or 8b (8192 x 1); --smoke runs a tiny model on the CPU over MPI and gloo, to try the script. Rates are tokens/s of
 each GPU. "efficiency" is that over one GPU's at the same shape: weak scaling for ZeRO and for PyTorch (a micro-batch on every GPU), strong
 for the rest (tp2, pp2, cp2 split the work of one GPU; "strong" keeps the samples of a step). "exposed" ms of communication have no compute
-beside them; an all-gather by copy engines counts with this rank's copies, and what it waits for its peers' is in "idle", when no kernel runs. Cards of a host differ by a percent or two, so
-what one GPU does is measured on every GPU at once, each by itself, and the mean counts. Exits with 1 where one of ours (with --smoke: any)
-failed."""
+beside them; an all-gather by copy engines counts with this rank's copies, and what it waits for its peers' is in "idle", when no kernel
+runs. Cards of a host differ by a percent or two, so what one GPU does is measured on every GPU at once, each by itself, and the mean
+counts. Exits with 1 where one of ours (with --smoke: any) failed."""
 import argparse
 import json
 import os
@@ -63,9 +63,10 @@ NEEDED_OF_FSDP2 = 1.05
 
 def hearth_command(model, name, ranks, smoke):
     m = MODELS[model]
-    _, sets, is_long, micro_batches = {**LAYOUTS, **BASES}[name]
+    _, layout, is_long, micro_batches = {**LAYOUTS, **BASES}[name]
+    sets = m["sets"] | layout | (m.get("long_sets", {}) if is_long else {})
     warm_up, steps = (4, 10) if micro_batches(ranks) < MICRO_BATCHES else (3, 4)
-    words = [word for key, value in (m["sets"] | sets | (m.get("long_sets", {}) if is_long else {})).items() for word in ("--set", f"{key}={value}")]
+    words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     return [*([os.path.join(TESTS, "mpirun.sh"), str(ranks)] if ranks > 1 else []), os.path.abspath(os.environ["HEARTH_BINARY"]), "bench", "train",
             "--preset", os.path.join(REPOSITORY, "configs", "models", m["preset"] + ".yaml"), "--seq", str(m["long"] if is_long else m["seq"]),
             "--mbs", str(1 if is_long else m["mbs"]), "--accum", str(micro_batches(ranks)), "--warm-up", str(warm_up), "--steps", str(steps),

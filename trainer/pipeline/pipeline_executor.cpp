@@ -151,7 +151,8 @@ void PipelineExecutor::backward(Key key, bool defer) {
   } else {
     model.defer_first_layer(&activation.deferred);
   }
-  model.fill_gathers(&filler_);
+  WeightGradQueue filler;
+  model.fill_gathers(&filler);
   model.expect_backward();
   if (is_last(chunk)) {
     activation.output.backward();
@@ -162,7 +163,7 @@ void PipelineExecutor::backward(Key key, bool defer) {
   model.defer_first_layer(nullptr);
   model.fill_gathers(nullptr);
   activation.output.reset();  // the graph and all that it kept
-  filler_.run();
+  filler.run();
   if (!defer) activation.deferred.run();
   if (activation.input.defined()) {
     const at::Tensor gradient = activation.input.grad().contiguous();

@@ -81,7 +81,6 @@ class PipelineExecutor {
   std::vector<Transformer*> chunks_;
   const PipelineLinks& links_;
   SideBySide* side_by_side_;
-  WeightGradQueue filler_;  // of the backward under way
   // Of the step under way.
   const NextMicroBatch* next_ = nullptr;
   const HeadLoss* loss_ = nullptr;
