@@ -65,6 +65,7 @@ MicroBatch make_micro_batch(const std::vector<Sample>& samples, DocumentMask mas
   }
   batch.input.layout.batch = batch_size;
   batch.input.layout.sequence = local;
+  batch.input.layout.recurs = true;
   batch.input.shared = make_context_layout(document_starts, sequence, share.size(), share.rank(),
                                            model.device(), model.scalar_type());
   batch.input.positions_N = upload(positions, model.device()).repeat({batch_size});

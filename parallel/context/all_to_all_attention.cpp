@@ -62,7 +62,8 @@ struct AllToAllFn : torch::autograd::Function<AllToAllFn> {
     const Tensor qkv_RhW =
         to_positions(exchange(split_heads(qkv_NHW, call), *call.cp, "context.qkv"), layout);
     const auto parts = qkv_RhW.split_with_sizes(heads_of(call, layout.size), 1);
-    const auto attended = attend_documents(parts[0], parts[1], parts[2], layout.whole_documents);
+    const auto attended =
+        attend_documents(parts[0], parts[1], parts[2], layout.whole_documents, call.kernels);
     keep_call(ctx, call);
     ctx->save_for_backward({qkv_RhW, attended.out_NHW, attended.lse_HN});
     const Tensor out = exchange(to_ranks(attended.out_NHW, layout), *call.cp, "context.out");
@@ -78,7 +79,7 @@ struct AllToAllFn : torch::autograd::Function<AllToAllFn> {
         to_positions(exchange(dout_NPhW.transpose(0, 1), *call.cp, "context.dout"), layout);
     const auto parts = saved[0].split_with_sizes(heads, 1);
     const auto d = attend_documents_backward(dout_RhW, parts[0], parts[1], parts[2], {saved[1], saved[2]},
-                                             layout.whole_documents);
+                                             layout.whole_documents, call.kernels);
     const Tensor dqkv_RhW = at::cat({d.dq, d.dk, d.dv}, 1);
     return {join_heads(exchange(to_ranks(dqkv_RhW, layout), *call.cp, "context.dqkv"), call), Tensor()};
   }

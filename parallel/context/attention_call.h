@@ -15,6 +15,7 @@ struct AttentionCall {
   int64_t num_heads = 0, num_kv_heads = 0;
   const ContextLayout* layout = nullptr;
   Comm* cp = nullptr;
+  BlockKernels kernels = BlockKernels::Flash;
 };
 
 // A copy that lives as long as the graph; the layout is copied, the Comm is the caller's.

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention_backward.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/empty.h>
@@ -18,15 +20,17 @@ namespace {
 
 using at::Tensor;
 
-enum class Kernel { CpuFlash, CudaFlash, Plain };
+enum class Kernel { CpuFlash, CudaFlash, Cudnn, Plain };
 
 bool is_half(at::ScalarType dtype) {
   return dtype == at::kHalf || dtype == at::kBFloat16;
 }
 
-Kernel kernel_for(const Tensor& q) {
+Kernel kernel_for(const Tensor& q, BlockKernels kernels = BlockKernels::Flash) {
   if (q.is_cpu()) return Kernel::CpuFlash;
   const int64_t width = q.size(-1);  // FlashAttention-2 takes multiples of 8 up to 256
+  if (kernels == BlockKernels::Cudnn && q.scalar_type() == at::kBFloat16 && (width == 64 || width == 128))
+    return Kernel::Cudnn;
   return is_half(q.scalar_type()) && width % 8 == 0 && width <= 256 ? Kernel::CudaFlash : Kernel::Plain;
 }
 
@@ -74,6 +78,31 @@ AttentionGrads attend_cuda_backward(const Tensor& dout, const Tensor& q, const T
   return {dq, dk, dv};
 }
 
+// ---- CUDA, bf16: cuDNN, which wants heads before rows ----
+
+Tensor heads_first(const Tensor& x_BLHW) {
+  return x_BLHW.transpose(1, 2);
+}
+
+AttendedBlock attend_cudnn(const Tensor& q, const Tensor& k, const Tensor& v, BlockMask mask) {
+  const auto result = at::_scaled_dot_product_cudnn_attention(
+      heads_first(q), heads_first(k), heads_first(v), /*attn_bias=*/std::nullopt,
+      /*compute_log_sumexp=*/true, /*dropout_p=*/0.0, mask == BlockMask::Causal, /*return_debug_mask=*/false,
+      scale_of(q));
+  return {std::get<0>(result).transpose(1, 2), std::get<1>(result).squeeze(-1)};
+}
+
+AttentionGrads attend_cudnn_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                     const AttendedBlock& attended, BlockMask mask) {
+  const Tensor none, no_dropout = at::empty({}, q.options().dtype(at::kLong));  // not read
+  const auto [dq, dk, dv] = at::_scaled_dot_product_cudnn_attention_backward(
+      heads_first(dout), heads_first(q), heads_first(k), heads_first(v), heads_first(attended.out_BLHW),
+      attended.lse_BHL.contiguous().unsqueeze(-1), no_dropout, no_dropout, /*attn_bias=*/none,
+      /*cum_seq_q=*/none, /*cum_seq_k=*/none, q.size(1), k.size(1), /*dropout_p=*/0.0,
+      mask == BlockMask::Causal, scale_of(q));
+  return {dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)};
+}
+
 // Longest document as the kernel is told it, an upper bound. Not 1: the kernel then takes a path for
 // decoding, which with shared key/value heads returns the log-sum-exp in another order.
 int64_t longest_for_kernel(const PackedDocuments& documents) {
@@ -104,24 +133,30 @@ AttentionGrads attend_packed_cuda_backward(const Tensor& dout, const Tensor& q, 
 
 }  // namespace
 
-AttendedBlock attend(const Tensor& q_BLHW, const Tensor& k_BMKW, const Tensor& v_BMKW, BlockMask mask) {
-  switch (kernel_for(q_BLHW)) {
+AttendedBlock attend(const Tensor& q_BLHW, const Tensor& k_BMKW, const Tensor& v_BMKW, BlockMask mask,
+                     BlockKernels kernels) {
+  switch (kernel_for(q_BLHW, kernels)) {
     case Kernel::CpuFlash:
       return attend_cpu(q_BLHW, k_BMKW, v_BMKW, mask);
     case Kernel::CudaFlash:
       return attend_cuda(q_BLHW, k_BMKW, v_BMKW, mask);
+    case Kernel::Cudnn:
+      return attend_cudnn(q_BLHW, k_BMKW, v_BMKW, mask);
     default:
       return plain_attend(q_BLHW, k_BMKW, v_BMKW, mask);
   }
 }
 
 AttentionGrads attend_backward(const Tensor& dout_BLHW, const Tensor& q_BLHW, const Tensor& k_BMKW,
-                               const Tensor& v_BMKW, const AttendedBlock& attended, BlockMask mask) {
-  switch (kernel_for(q_BLHW)) {
+                               const Tensor& v_BMKW, const AttendedBlock& attended, BlockMask mask,
+                               BlockKernels kernels) {
+  switch (kernel_for(q_BLHW, kernels)) {
     case Kernel::CpuFlash:
       return attend_cpu_backward(dout_BLHW, q_BLHW, k_BMKW, v_BMKW, attended, mask);
     case Kernel::CudaFlash:
       return attend_cuda_backward(dout_BLHW, q_BLHW, k_BMKW, v_BMKW, attended, mask);
+    case Kernel::Cudnn:
+      return attend_cudnn_backward(dout_BLHW, q_BLHW, k_BMKW, v_BMKW, attended, mask);
     default:
       return plain_attend_backward(dout_BLHW, q_BLHW, k_BMKW, v_BMKW, attended, mask);
   }
@@ -143,11 +178,11 @@ PackedDocuments make_packed_documents(std::vector<RowRange> ranges, int64_t batc
 }
 
 AttendedRows attend_documents(const Tensor& q_NHW, const Tensor& k_NKW, const Tensor& v_NKW,
-                              const PackedDocuments& documents) {
+                              const PackedDocuments& documents, BlockKernels kernels) {
   const int64_t rows = q_NHW.size(0), heads = q_NHW.size(1);
   if (documents.ranges.empty()) {
     const auto whole = [&](const Tensor& x) { return x.unflatten(0, {documents.batch, documents.rows}); };
-    const auto block = attend(whole(q_NHW), whole(k_NKW), whole(v_NKW), BlockMask::Causal);
+    const auto block = attend(whole(q_NHW), whole(k_NKW), whole(v_NKW), BlockMask::Causal, kernels);
     return {block.out_BLHW.flatten(0, 1).contiguous(),
             block.lse_BHL.transpose(0, 1).reshape({heads, rows}).contiguous()};
   }
@@ -167,12 +202,12 @@ AttendedRows attend_documents(const Tensor& q_NHW, const Tensor& k_NKW, const Te
 
 AttentionGrads attend_documents_backward(const Tensor& dout_NHW, const Tensor& q_NHW, const Tensor& k_NKW,
                                          const Tensor& v_NKW, const AttendedRows& attended,
-                                         const PackedDocuments& documents) {
+                                         const PackedDocuments& documents, BlockKernels kernels) {
   if (documents.ranges.empty()) {
     const auto whole = [&](const Tensor& x) { return x.unflatten(0, {documents.batch, documents.rows}); };
     const Tensor lse = attended.lse_HN.unflatten(1, {documents.batch, documents.rows}).transpose(0, 1);
     const auto grads = attend_backward(whole(dout_NHW), whole(q_NHW), whole(k_NKW), whole(v_NKW),
-                                       {whole(attended.out_NHW), lse}, BlockMask::Causal);
+                                       {whole(attended.out_NHW), lse}, BlockMask::Causal, kernels);
     return {grads.dq.flatten(0, 1), grads.dk.flatten(0, 1), grads.dv.flatten(0, 1)};
   }
   if (documents.cu_seqlens.defined() && kernel_for(q_NHW) == Kernel::CudaFlash)

@@ -2,7 +2,7 @@
 // sharing a sequence calls. Forward returns the log-sum-exp of each query row, so that blocks can be merged;
 // backward takes the merged output and log-sum-exp, so that each block gives its exact share of the gradients
 // (FlashAttention-2: Dao 2023, which needs nothing else of the other blocks). Kernels of LibTorch: the
-// blocked CPU kernel, FlashAttention-2 on CUDA in half precision, matrix products otherwise. No
+// blocked CPU kernel, FlashAttention-2 or cuDNN on CUDA in half precision, matrix products otherwise. No
 // communication; thread-safe. Letters: B sequences, L query rows and M key rows of each, N = B x L rows, H
 // query heads, K key/value heads (query head h reads key/value head h / (H/K)), W head width. Inputs may be
 // views with a contiguous last dim.
@@ -45,20 +45,27 @@ struct AttentionGrads {
   at::Tensor dq, dk, dv;  // shapes and dtype of q, k, v
 };
 
+// What attends on CUDA in half precision. Cudnn: the faster one on Hopper, for bf16, heads of 64 or 128 and
+// more than one row; it makes a plan of every shape that it meets (tens of milliseconds), so it is for blocks
+// whose shapes come back, and documents that are divided run Flash; dq is summed with float atomics.
+enum class BlockKernels { Flash, Cudnn };
+
 AttendedRows attend_documents(const at::Tensor& q_NHW, const at::Tensor& k_NKW, const at::Tensor& v_NKW,
-                              const PackedDocuments& documents);
+                              const PackedDocuments& documents, BlockKernels kernels = BlockKernels::Flash);
 AttentionGrads attend_documents_backward(const at::Tensor& dout_NHW, const at::Tensor& q_NHW,
                                          const at::Tensor& k_NKW, const at::Tensor& v_NKW,
-                                         const AttendedRows& attended, const PackedDocuments& documents);
+                                         const AttendedRows& attended, const PackedDocuments& documents,
+                                         BlockKernels kernels = BlockKernels::Flash);
 
 // Which keys of its block a query row sees. Causal: rows [0, its own], L = M.
 enum class BlockMask { Full, Causal };
 
 AttendedBlock attend(const at::Tensor& q_BLHW, const at::Tensor& k_BMKW, const at::Tensor& v_BMKW,
-                     BlockMask mask);
+                     BlockMask mask, BlockKernels kernels = BlockKernels::Flash);
 // `attended`: of the whole row, all blocks merged.
 AttentionGrads attend_backward(const at::Tensor& dout_BLHW, const at::Tensor& q_BLHW,
                                const at::Tensor& k_BMKW, const at::Tensor& v_BMKW,
-                               const AttendedBlock& attended, BlockMask mask);
+                               const AttendedBlock& attended, BlockMask mask,
+                               BlockKernels kernels = BlockKernels::Flash);
 
 }  // namespace hearth::context

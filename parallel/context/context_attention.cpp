@@ -8,7 +8,8 @@
 namespace hearth {
 
 at::Tensor context_attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
-                             const ContextLayout& layout, ContextMethod method, Comm& cp) {
+                             const ContextLayout& layout, ContextMethod method, Comm& cp,
+                             context::BlockKernels kernels) {
   HEARTH_REQUIRE(num_kv_heads > 0 && num_heads % num_kv_heads == 0,
                  "context attention: {} heads do not share {} key/value heads evenly", num_heads,
                  num_kv_heads);
@@ -19,7 +20,10 @@ at::Tensor context_attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64
   HEARTH_REQUIRE(cp.size() == layout.size && cp.rank() == layout.rank,
                  "context attention: the layout is of rank {} of {}, the group's is {} of {}", layout.rank,
                  layout.size, cp.rank(), cp.size());
-  const context::AttentionCall call{num_heads, num_kv_heads, &layout, &cp};
+  // With documents every micro-batch has blocks of its own shapes.
+  const bool shapes_recur = layout.whole_documents.ranges.empty();
+  const context::AttentionCall call{num_heads, num_kv_heads, &layout, &cp,
+                                    shapes_recur ? kernels : context::BlockKernels::Flash};
   if (method == ContextMethod::Ring) return context::ring_attention(qkv_NHW, call);
   HEARTH_CHECK(all_to_all_fits(num_heads, num_kv_heads, layout.size), Config,
                "context parallel by all-to-all: {} heads and {} key/value heads are not multiples of {} "

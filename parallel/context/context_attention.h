@@ -61,8 +61,9 @@ ContextLayout make_context_layout(const std::vector<std::vector<int32_t>>& docum
 // qkv_NHW: [N, H + 2K, W] after RoPE, rows batch-major and in the order of context_positions. Returns the
 // context [N, H x W]. Differentiable; the backward communicates too. fp32, fp64 and half precision; sums in
 // fp32 or better. `cp` must outlive the backward, `layout` need not. Throws Error{Config} for AllToAll with
-// heads that do not fit.
+// heads that do not fit. `kernels`: of sequences that are one document each; what has documents runs Flash.
 at::Tensor context_attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
-                             const ContextLayout& layout, ContextMethod method, Comm& cp);
+                             const ContextLayout& layout, ContextMethod method, Comm& cp,
+                             context::BlockKernels kernels = context::BlockKernels::Flash);
 
 }  // namespace hearth

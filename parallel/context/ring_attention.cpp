@@ -105,12 +105,13 @@ AttendedRows forward_blocks(const Tensor& qkv_NHW, const AttentionCall& call) {
     }
     const Tensor k = rows.keys(kv), v = rows.values(kv);
     if (step == 0) {
-      sum = attend_documents(q, k, v, rows.layout.local_documents);
+      sum = attend_documents(q, k, v, rows.layout.local_documents, call.kernels);
       sum.out_NHW = sum.out_NHW.to(sum.lse_HN.scalar_type());
     }
     for (const ContextRectangle& r : rows.rectangles(step)) {
       merge(rows.query_block(sum.out_NHW, r), rows.lse_block(sum.lse_HN, r),
-            attend(rows.query_block(q, r), rows.key_block(k, r), rows.key_block(v, r), BlockMask::Full));
+            attend(rows.query_block(q, r), rows.key_block(k, r), rows.key_block(v, r), BlockMask::Full,
+                   call.kernels));
       rotation.poll();
     }
     rotation.wait();
@@ -126,8 +127,9 @@ Tensor backward_blocks(const Rows& rows, int step, const Tensor& q, const Tensor
   const Tensor k = rows.keys(kv), v = rows.values(kv), dk = rows.keys(dkv), dv = rows.values(dkv);
   for (const ContextRectangle& r : rows.rectangles(step)) {
     const AttendedBlock whole{rows.query_block(attended.out_NHW, r), rows.lse_block(attended.lse_HN, r)};
-    const auto grads = attend_backward(rows.query_block(dout_NHW, r), rows.query_block(q, r),
-                                       rows.key_block(k, r), rows.key_block(v, r), whole, BlockMask::Full);
+    const auto grads =
+        attend_backward(rows.query_block(dout_NHW, r), rows.query_block(q, r), rows.key_block(k, r),
+                        rows.key_block(v, r), whole, BlockMask::Full, rows.call.kernels);
     rows.query_block(dq_NHW, r).add_(grads.dq);
     rows.key_block(dk, r).add_(grads.dk);
     rows.key_block(dv, r).add_(grads.dv);
@@ -156,7 +158,7 @@ Tensor backward_ring(const Tensor& qkv_NHW, const Tensor& dout_NHW, const Attend
     }
     if (step == 0) {
       const auto grads = attend_documents_backward(dout_NHW, q, rows.keys(kv), rows.values(kv), attended,
-                                                   rows.layout.local_documents);
+                                                   rows.layout.local_documents, call.kernels);
       const auto sum_dtype = attended.lse_HN.scalar_type();
       dq = grads.dq.to(sum_dtype);
       own_dkv = at::cat({grads.dk, grads.dv}, 1).to(sum_dtype);

@@ -130,6 +130,11 @@ at::Tensor attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_k
                                             : aten_attention(parts, layout);
 }
 
+context::BlockKernels block_kernels(const AttentionLayout& layout, const AttentionTarget& target) {
+  const bool cudnn = layout.recurs && backend_for(target, layout.sequence / 2) == AttentionBackend::Cudnn;
+  return cudnn ? context::BlockKernels::Cudnn : context::BlockKernels::Flash;
+}
+
 at::Tensor attention_cached(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                             const AttentionLayout& layout, KvCache& cache, int64_t layer) {
   const auto parts = qkv_NHW.split_with_sizes({num_heads, num_kv_heads, num_kv_heads}, 1);

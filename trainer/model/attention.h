@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/attention_op.h"
+#include "parallel/context/block_attention.h"
 #include "trainer/model/attention_backend.h"
 #include "trainer/model/packed_documents.h"
 
@@ -47,7 +48,10 @@ struct KvCache {
 // where `setting` cannot run such rows.
 at::Tensor attention(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                      const AttentionLayout& layout, AttentionBackend setting = AttentionBackend::Auto);
-// The same for new rows behind a cache (no gradient): stores the new keys and values of `layer`, attends to
+// What context_attention is to run where several ranks share the sequences, of which `layout` has the rows
+// that are here: attention's choice, for chunks of half of them.
+context::BlockKernels block_kernels(const AttentionLayout& layout, const AttentionTarget& target);
+// Attention for new rows behind a cache (no gradient): stores the new keys and values of `layer`, attends to
 // all.
 at::Tensor attention_cached(const at::Tensor& qkv_NHW, int64_t num_heads, int64_t num_kv_heads,
                             const AttentionLayout& layout, KvCache& cache, int64_t layer);

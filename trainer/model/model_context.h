@@ -74,9 +74,9 @@ struct ContextParallel {
 struct ModelContext {
   RowCollectives rows;
   ContextParallel sequence;
-  AttentionBackend attention = AttentionBackend::Auto;  // of sequences that this rank has whole
-  ParameterEvents* events = nullptr;                    // never null once a Transformer is made
-  bool gradients_travel = false;                        // to other ranks, each bucket when it is complete
+  AttentionBackend attention = AttentionBackend::Auto;
+  ParameterEvents* events = nullptr;  // never null once a Transformer is made
+  bool gradients_travel = false;      // to other ranks, each bucket when it is complete
   // Where weight gradients wait; null: they are computed at once.
   WeightGradQueue* deferred = nullptr;              // of all layers
   WeightGradQueue* first_layer_deferred = nullptr;  // of layer 0

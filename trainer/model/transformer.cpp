@@ -172,7 +172,7 @@ at::Tensor Transformer::attend(const at::Tensor& qkv, const BlockWeights& w, con
   const auto core = [this, &w, input](const at::Tensor& rows) {
     if (!input.shared) return attention(rows, w.num_heads, w.num_kv_heads, input.layout, context_.attention);
     return context_attention(rows, w.num_heads, w.num_kv_heads, *input.shared, context_.sequence.method,
-                             *context_.sequence.comm);
+                             *context_.sequence.comm, block_kernels(input.layout, attention_target()));
   };
   return w.recompute.core_attention && qkv.requires_grad() ? rebuilt_in_backward(qkv, core) : core(qkv);
 }

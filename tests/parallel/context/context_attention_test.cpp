@@ -85,6 +85,7 @@ using Starts = std::vector<std::vector<int32_t>>;
 struct Problem {
   int64_t sequence = 0, heads = 4, kv_heads = 2, width = 16;
   Starts starts;
+  context::BlockKernels kernels = context::BlockKernels::Flash;
   int64_t batch() const { return static_cast<int64_t>(starts.size()); }
   int64_t rows() const { return batch() * sequence; }
 };
@@ -163,7 +164,7 @@ Answer shared(const Problem& p, const Tensor& qkv, const Tensor& dout, ContextMe
   Tensor out;
   {
     const auto layout = layout_of(p, qkv.scalar_type());  // gone before the backward
-    out = context_attention(mine, p.heads, p.kv_heads, layout, method, comm());
+    out = context_attention(mine, p.heads, p.kv_heads, layout, method, comm(), p.kernels);
   }
   out.backward(dout.index_select(0, rows).to(device()));
   return {out.detach().cpu(), mine.grad().cpu()};
@@ -300,6 +301,21 @@ BOOST_AUTO_TEST_CASE(equals_attention_over_sequences_of_other_sizes) {
   const int64_t sequence = sequence_of(150);
   check_problem({.sequence = sequence, .width = 40, .starts = {{0}}});
   check_problem({.sequence = sequence, .width = 40, .starts = borders(1, 150, sequence)});
+}
+
+// cuDNN's blocks, at sizes that are no multiples of its tiles; with documents FlashAttention-2 runs.
+BOOST_AUTO_TEST_CASE(cudnn_equals_attention_over_the_whole_sequence) {
+  if (!on_cuda()) return;
+  for (const int64_t chunk : {2, 64, 150})
+    for (const int64_t width : {64, 128})
+      for (const int64_t kv_heads : {4, 2, 1}) {
+        const int64_t sequence = sequence_of(chunk);
+        Problem p{.sequence = sequence, .kv_heads = kv_heads, .width = width, .starts = Starts(2, {0})};
+        p.kernels = context::BlockKernels::Cudnn;
+        check_problem(p);
+        p.starts = {{0}, {static_cast<int32_t>(chunk + 1)}};
+        check_problem(p);
+      }
 }
 
 // Documents lie in other ranks' chunks too: nothing of another document may reach a row, not even as 0 x
