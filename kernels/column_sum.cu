@@ -57,10 +57,13 @@ __global__ void __launch_bounds__(OfPartials::kThreads)
   const AddPartialRows& a = buffers.at[blockIdx.y];
   const int64_t c = int64_t{blockIdx.x} * kColumns + threadIdx.x;
   const bool active = c < a.cols;
-  wait_for_previous_kernel();
-  const float sum = sum_rows<OfPartials>(a.partial, 0, a.num_partials, a.cols, c, active);
-  if (!active || threadIdx.y != 0) return;
-  const auto add = [&]<class Accum>(Accum* accum) { accum[c] = from_float<Accum>(to_float(accum[c]) + sum); };
+  const auto add = [&]<class Accum>(Accum* accum) {
+    // The kernel before does not write it, and is itself behind all that came earlier.
+    const float before = active && threadIdx.y == 0 ? to_float(accum[c]) : 0.0f;
+    wait_for_previous_kernel();
+    const float sum = sum_rows<OfPartials>(a.partial, 0, a.num_partials, a.cols, c, active);
+    if (active && threadIdx.y == 0) accum[c] = from_float<Accum>(before + sum);
+  };
   a.accum_dtype == DType::F32 ? add(static_cast<float*>(a.accum)) : add(static_cast<Bf16Device*>(a.accum));
 }
 

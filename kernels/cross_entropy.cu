@@ -7,11 +7,10 @@
 namespace hearth::kernels {
 namespace {
 
-// Three blocks of kept parts fill an SM's shared memory (1 KB each is CUDA's, and some hundred bytes are for
-// the reductions), so that one loads while the others reduce and store. Narrow rows take small blocks, and
-// more of them.
-constexpr int kWideThreads = 512, kNarrowThreads = 128, kThreadsPerSm = 3 * kWideThreads;
-constexpr int64_t kPartBytes = 228 * 1024 / 3 - 1536, kNarrowBytes = kPartBytes / 4;
+// Kept parts fill an SM's shared memory in two blocks or more (1 KB each is CUDA's, and some hundred bytes
+// are for the reductions), so that one loads while others reduce and store. Narrow rows take small blocks.
+constexpr int kWideThreads = 512, kMediumThreads = 256, kNarrowThreads = 128, kThreadsPerSm = 1536;
+constexpr int64_t kPartBytes = 228 * 1024 / 2 - 1536, kMediumBytes = 48 * 1024, kNarrowBytes = 18 * 1024;
 constexpr int64_t kLargestPartBytes = 226 * 1024;  // what one block may have, less the reductions' memory
 constexpr int kMaxParts = 8;                       // of a cluster that every Hopper device can run
 constexpr int kStreamingThreads = 1024, kGradientThreads = 512;
@@ -52,17 +51,17 @@ __device__ Online block_merge(Online value) {
 
 // Adds kVecs vectors, vector v starting at column first + v * stride; columns from `valid` on do not count.
 template <class T, int kVec, int kVecs>
-__device__ __forceinline__ void add_vectors(Online& state, const Vec<T, kVec> (&x)[kVecs], int first,
+__device__ __forceinline__ void add_vectors(Online& state, const Packed<T, kVec> (&x)[kVecs], int first,
                                             int stride, int valid) {
   float max = state.max;
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
-    for_valid<kVec>(first + v * stride, valid, [&](int i) { max = fmaxf(max, to_float(x[v].at[i])); });
+    for_valid<kVec>(first + v * stride, valid, [&](int i) { max = fmaxf(max, element<T>(x[v], i)); });
   float sum = state.sum * exponential<T>(state.max - max);
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
     for_valid<kVec>(first + v * stride, valid,
-                    [&](int i) { sum += exponential<T>(to_float(x[v].at[i]) - max); });
+                    [&](int i) { sum += exponential<T>(element<T>(x[v], i) - max); });
   state = {max, sum};
 }
 
@@ -72,18 +71,18 @@ struct Gradient {
 };
 
 template <class T, int kVec>
-__device__ __forceinline__ Vec<T, kVec> gradient_of(const Vec<T, kVec>& x, int c, const Gradient& g) {
+__device__ __forceinline__ Vec<T, kVec> gradient_of(const Packed<T, kVec>& x, int c, const Gradient& g) {
   Vec<T, kVec> out;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) out.at[i] = from_float<T>(0.0f);
   for_valid<kVec>(c, g.valid, [&](int i) {
-    out.at[i] = from_float<T>(exponential<T>(to_float(x.at[i]) - g.max) * g.factor);
+    out.at[i] = from_float<T>(exponential<T>(element<T>(x, i) - g.max) * g.factor);
   });
   if (static_cast<unsigned>(g.target - c) < kVec) {  // one vector of the row
 #pragma unroll
     for (int i = 0; i < kVec; ++i)
       if (c + i == g.target)
-        out.at[i] = from_float<T>(exponential<T>(to_float(x.at[i]) - g.max) * g.factor - g.scale);
+        out.at[i] = from_float<T>(exponential<T>(element<T>(x, i) - g.max) * g.factor - g.scale);
   }
   return out;
 }
@@ -130,15 +129,15 @@ constexpr int kBatch = 4;  // vectors in flight per thread of the kernels that s
 template <class T, int kThreads, int kVec>
 __device__ __forceinline__ void write_gradient(T* logits, int cols, const Gradient& gradient) {
   constexpr int kStride = kThreads * kVec;
-  Vec<T, kVec> x[kBatch];
+  Packed<T, kVec> x[kBatch];
   for (int first = threadIdx.x * kVec; first < cols; first += kBatch * kStride) {
 #pragma unroll
     for (int v = 0; v < kBatch; ++v)
-      if (first + v * kStride < cols) x[v] = load<T, kVec>(logits + first + v * kStride);
+      if (first + v * kStride < cols) x[v] = load_packed<T, kVec>(logits + first + v * kStride);
 #pragma unroll
     for (int v = 0; v < kBatch; ++v)
       if (first + v * kStride < cols)
-        store(logits + first + v * kStride, gradient_of(x[v], first + v * kStride, gradient));
+        store(logits + first + v * kStride, gradient_of<T, kVec>(x[v], first + v * kStride, gradient));
   }
 }
 
@@ -199,30 +198,25 @@ __global__ void __launch_bounds__(kThreads, kThreadsPerSm / kThreads)
   T* logits = static_cast<T*>(a.logits) + index * a.row_stride;
   const int begin = rank * part, end = min(begin + part, static_cast<int>(a.cols));
   const int first = begin + static_cast<int>(threadIdx.x) * kVec;
-  const auto fetch = [&] {
-    for (int c = first, slot = static_cast<int>(threadIdx.x); c < end; c += kStride, slot += kThreads)
-      copy_async(&kept[slot], logits + c);
-    copy_async_commit();
-  };
-  // Statistics need every row; the other modes first see whether the row counts.
-  if constexpr (kMode == Mode::Statistics) fetch();
   const Row row = read_row<kMode>(a, index, logits);
   const bool stores = rank == 0 && threadIdx.x == 0;
-  if (kMode != Mode::Statistics && row.target.ignored) {  // the whole cluster alike
+  if (row.target.ignored) {  // the whole cluster alike
     if (stores) a.out[index] = 0.0f;
     if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits + begin, end - begin);
     return;
   }
   if (parts > 1) cluster_arrive_started();
-  if constexpr (kMode != Mode::Statistics) fetch();
+  for (int c = first, slot = static_cast<int>(threadIdx.x); c < end; c += kStride, slot += kThreads)
+    copy_async(&kept[slot], logits + c);
+  copy_async_commit();
   copy_async_wait<0>();
   const auto kept_vector = [&](int c) {
-    return load<T, kVec>(reinterpret_cast<const T*>(kept) + (c - begin));
+    return load_packed<T, kVec>(reinterpret_cast<const T*>(kept) + (c - begin));
   };
   const int valid = min(static_cast<int>(a.valid_vocab), end);
   Online state;
   for (int c = first; c < valid; c += 2 * kStride) {
-    Vec<T, kVec> x[2];
+    Packed<T, kVec> x[2];
     x[0] = kept_vector(c);
     if (c + kStride < valid) x[1] = kept_vector(c + kStride);
     add_vectors<T, kVec, 2>(state, x, c, kStride, valid);
@@ -233,36 +227,36 @@ __global__ void __launch_bounds__(kThreads, kThreadsPerSm / kThreads)
   const Gradient gradient = finish<kMode>(a, index, row, total, stores);
   if constexpr (kMode == Mode::LossAndGradient) {
 #pragma unroll 2
-    for (int c = first; c < end; c += kStride) store(logits + c, gradient_of(kept_vector(c), c, gradient));
+    for (int c = first; c < end; c += kStride)
+      store(logits + c, gradient_of<T, kVec>(kept_vector(c), c, gradient));
   }
 }
 
-// Any width and alignment; reads a row twice.
-template <class T, Mode kMode>
-__global__ void __launch_bounds__(kStreamingThreads)
-    cross_entropy_streaming_kernel(const CrossEntropyArgs a) {
-  constexpr int kThreads = kStreamingThreads;
+// Any width, and with kVec = 1 any alignment; for a gradient it reads a row twice.
+template <class T, int kThreads, int kVec, int kVecs, Mode kMode>
+__global__ void __launch_bounds__(kThreads) cross_entropy_streaming_kernel(const CrossEntropyArgs a) {
+  constexpr int kStride = kThreads * kVec;
   const int64_t index = blockIdx.x;
   T* logits = static_cast<T*>(a.logits) + index * a.row_stride;
   const Row row = read_row<kMode>(a, index, logits);
   if (kMode != Mode::Statistics && row.target.ignored) {
     if (threadIdx.x == 0) a.out[index] = 0.0f;
-    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, 1>(logits, a.cols);
+    if constexpr (kMode == Mode::LossAndGradient) write_zeros<T, kThreads, kVec>(logits, a.cols);
     return;
   }
   const int cols = static_cast<int>(a.cols), valid = static_cast<int>(a.valid_vocab);
-  Vec<T, 1> x[kBatch];
+  Packed<T, kVec> x[kVecs];
   Online state;
-  for (int first = static_cast<int>(threadIdx.x); first < valid; first += kBatch * kThreads) {
+  for (int first = static_cast<int>(threadIdx.x) * kVec; first < valid; first += kVecs * kStride) {
 #pragma unroll
-    for (int v = 0; v < kBatch; ++v)
-      if (first + v * kThreads < valid) x[v] = load<T, 1>(logits + first + v * kThreads);
-    add_vectors<T, 1, kBatch>(state, x, first, kThreads, valid);
+    for (int v = 0; v < kVecs; ++v)
+      if (first + v * kStride < valid) x[v] = load_packed<T, kVec>(logits + first + v * kStride);
+    add_vectors<T, kVec, kVecs>(state, x, first, kStride, valid);
   }
   // block_merge's barrier also keeps the stores below behind every thread's read of the target's logit.
   const Online total = block_merge<T, kThreads>(state);
   const Gradient gradient = finish<kMode>(a, index, row, total, threadIdx.x == 0);
-  if constexpr (kMode == Mode::LossAndGradient) write_gradient<T, kThreads, 1>(logits, cols, gradient);
+  if constexpr (kMode == Mode::LossAndGradient) write_gradient<T, kThreads, kVec>(logits, cols, gradient);
 }
 
 // The sum is known, so one pass does, and no thread waits for another.
@@ -311,13 +305,25 @@ void launch(const CrossEntropyArgs& a, cudaStream_t stream) {
   while (parts < kMaxParts && part_of() * int64_t{sizeof(T)} > kPartBytes) parts *= 2;
   const int64_t bytes = part_of() * int64_t{sizeof(T)};
   if (!rows_are_aligned<T>(a) || bytes > kLargestPartBytes) {
-    cross_entropy_streaming_kernel<T, kMode>
+    cross_entropy_streaming_kernel<T, kStreamingThreads, 1, kBatch, kMode>
         <<<grid_size("cross_entropy", a.rows), kStreamingThreads, 0, stream>>>(a);
   } else if (bytes <= kNarrowBytes) {
     launch_rows<T, kNarrowThreads, kMode>(a, parts, part_of(), stream);
+  } else if (bytes <= kMediumBytes) {
+    launch_rows<T, kMediumThreads, kMode>(a, parts, part_of(), stream);
   } else {
     launch_rows<T, kWideThreads, kMode>(a, parts, part_of(), stream);
   }
+}
+
+// Statistics keep nothing of a row: a warp takes one, and waits for nobody.
+template <class T>
+void launch_statistics(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
+  const auto launch = [&]<int kVec>() {
+    cross_entropy_streaming_kernel<T, kWarp, kVec, 2 * kBatch, Mode::Statistics>
+        <<<grid, kWarp, 0, stream>>>(a);
+  };
+  rows_are_aligned<T>(a) ? launch.template operator()<kVecElements<T>>() : launch.template operator()<1>();
 }
 
 // Narrow rows take small blocks, whose threads have several vectors of a row each.
@@ -346,7 +352,7 @@ void check_args(const char* op, const CrossEntropyArgs& args, int64_t least_vali
 
 template <Mode kMode>
 void run(const char* op, const CrossEntropyArgs& args, cudaStream_t stream) {
-  check_args(op, args, kMode == Mode::Statistics ? 0 : 1);
+  check_args(op, args, 1);
   if (args.rows == 0) return;
   dispatch_activation(op, args.dtype, [&]<class T>() { launch<T, kMode>(args, stream); });
   HEARTH_CUDA_CHECK(cudaGetLastError());
@@ -363,7 +369,12 @@ void token_logprobs(const CrossEntropyArgs& args, cudaStream_t stream) {
 }
 
 void vocab_parallel_statistics(const CrossEntropyArgs& args, cudaStream_t stream) {
-  run<Mode::Statistics>("vocab_parallel_statistics", args, stream);
+  constexpr const char* kOp = "vocab_parallel_statistics";
+  check_args(kOp, args, 0);
+  if (args.rows == 0) return;
+  const unsigned grid = grid_size(kOp, args.rows);
+  dispatch_activation(kOp, args.dtype, [&]<class T>() { launch_statistics<T>(args, grid, stream); });
+  HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 void vocab_parallel_gradient(const CrossEntropyArgs& args, cudaStream_t stream) {

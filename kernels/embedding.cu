@@ -7,7 +7,8 @@
 namespace hearth::kernels {
 namespace {
 
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 256, kChunkThreads = 128;
+constexpr int kVecs = 3;  // vectors of a row that a lane of the backward has, all under way at once
 
 template <class T, int kVec>
 __global__ void __launch_bounds__(kMaxThreads) embedding_forward_kernel(const EmbeddingForwardArgs a) {
@@ -61,13 +62,18 @@ __device__ int first_place(const int32_t* rows, int last, int row) {
   return low;
 }
 
-// Block x = position in the sorted rows, block y = part of the row. Only the blocks at the start of a chunk
-// work.
+// A warp has one position in the sorted rows and a slice of the row, kVecs vectors a lane; slices of a
+// position are neighbours, so that a row of memory is open once. Only the warps at the start of a chunk work,
+// and none waits for another.
 template <class T, class Accum, int kVec>
-__global__ void __launch_bounds__(kMaxThreads, 5) embedding_backward_kernel(const EmbeddingBackwardArgs a) {
+__global__ void __launch_bounds__(kChunkThreads)
+    embedding_backward_kernel(const EmbeddingBackwardArgs a, int slices) {
   let_next_kernel_come();
-  const int start = static_cast<int>(blockIdx.x), tokens = static_cast<int>(a.tokens);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, place = start + lane;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, tokens = static_cast<int>(a.tokens);
+  constexpr int kWarps = kChunkThreads / kWarp;
+  const int block = static_cast<int>(blockIdx.x) / slices,
+            slice = static_cast<int>(blockIdx.x) - block * slices;
+  const int start = block * kWarps + static_cast<int>(threadIdx.x) / kWarp, place = start + lane;
   // All that tells where chunks begin and end is under way before any of it is looked at.
   const auto row_at = [&](int position) {
     return position >= 0 && position < tokens ? a.sorted_rows[position] : -1;
@@ -76,7 +82,7 @@ __global__ void __launch_bounds__(kMaxThreads, 5) embedding_backward_kernel(cons
   const int before = row_at(start - 1), chunk_before = row_at(start - kChunk),
             chunk_behind = row_at(start + kChunk);
   const int row = __shfl_sync(kFullMask, my_row, 0);
-  if (row >= a.rows) return;
+  if (row < 0 || row >= a.rows) return;
   const bool is_first = before != row;
   if (!is_first) {
     if (chunk_before != row) return;  // in the first chunk
@@ -84,39 +90,40 @@ __global__ void __launch_bounds__(kMaxThreads, 5) embedding_backward_kernel(cons
   }
   const int count = __popc(__ballot_sync(kFullMask, my_row == row));
   const bool is_whole = is_first && chunk_behind != row;
-  const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
-  const bool active = c < a.width;  // the others stay for the shuffles
-  Accum* target = static_cast<Accum*>(a.dtable_accum) + row * a.width + c;
+  const auto column = [&](int v) { return ((slice * kVecs + v) * kWarp + lane) * kVec; };
+  const int width = static_cast<int>(a.width);
+  Accum* target = static_cast<Accum*>(a.dtable_accum) + row * a.width;
   // On its way to the L2 cache while the tokens are summed, without registers for it.
-  if (is_whole && active) asm volatile("prefetch.global.L2 [%0];" ::"l"(target));
-  float sum[kVec] = {};
-  constexpr int kInFlight = 2;
-  for (int first = 0; first < count; first += kInFlight) {
-    Vec<T, kVec> dy[kInFlight];
 #pragma unroll
-    for (int n = 0; n < kInFlight; ++n) {
-      const int64_t token = __shfl_sync(kFullMask, my_token, first + n);
-      if (active && first + n < count)
-        dy[n] = load<T, kVec>(static_cast<const T*>(a.dy) + token * a.width + c);
-    }
+  for (int v = 0; v < kVecs; ++v)
+    if (is_whole && column(v) < width) asm volatile("prefetch.global.L2 [%0];" ::"l"(target + column(v)));
+  float sum[kVecs][kVec] = {};
+  for (int n = 0; n < count; ++n) {
+    const int64_t token = __shfl_sync(kFullMask, my_token, n);
+    const T* from = static_cast<const T*>(a.dy) + token * a.width;
+    Packed<T, kVec> dy[kVecs];
 #pragma unroll
-    for (int n = 0; n < kInFlight; ++n) {
-      if (first + n >= count) break;
+    for (int v = 0; v < kVecs; ++v)
+      if (column(v) < width) dy[v] = load_packed<T, kVec>(from + column(v));
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[i] += to_float(dy[n].at[i]);
-    }
+    for (int v = 0; v < kVecs; ++v)
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[v][i] += element<T>(dy[v], i);
   }
-  if (!active) return;
-  if (is_whole) {
-    add_to(target, sum);
-  } else {
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    if (column(v) >= width) continue;
+    if (is_whole) {
+      add_to(target + column(v), sum[v]);
+      continue;
+    }
     constexpr int kPart = kVec < 4 ? kVec : 4;
-    float* to = chunk_sum(a, start, is_first) + c;
+    float* to = chunk_sum(a, start, is_first) + column(v);
 #pragma unroll
     for (int first = 0; first < kVec; first += kPart) {
       Vec<float, kPart> part;
 #pragma unroll
-      for (int i = 0; i < kPart; ++i) part.at[i] = sum[first + i];
+      for (int i = 0; i < kPart; ++i) part.at[i] = sum[v][first + i];
       store(to + first, part);
     }
   }
@@ -173,9 +180,10 @@ void launch_backward(const EmbeddingBackwardArgs& a, cudaStream_t stream) {
     require_launch(count <= 65535, "embedding_backward", "a row may take 65535 blocks", count);
     return static_cast<unsigned>(count);
   };
-  const unsigned threads = thread_count(a.width, kVec);
+  constexpr int64_t kWarps = kChunkThreads / kWarp;
+  const int64_t slices = parts(kWarp, kVecs * kVec), blocks = (a.tokens + kWarps - 1) / kWarps * slices;
   embedding_backward_kernel<T, Accum, kVec>
-      <<<dim3(grid_size("embedding_backward", a.tokens), parts(threads, kVec)), threads, 0, stream>>>(a);
+      <<<grid_size("embedding_backward", blocks), kChunkThreads, 0, stream>>>(a, static_cast<int>(slices));
   HEARTH_CUDA_CHECK(cudaGetLastError());
   if (a.tokens <= kChunk) return;             // no row has two chunks
   constexpr int kSums = kVec < 4 ? kVec : 4;  // 16 bytes of fp32

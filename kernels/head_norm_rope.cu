@@ -9,76 +9,94 @@ namespace hearth::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kHeads = 4;   // of a token, that one group of lanes of the forward takes
-constexpr int kStages = 3;  // of the backward's ring: this row and two to come
-constexpr int64_t kBlocks =
-    3 * 132;                 // of the backward: three on an SM of an H100; fixed, so that bits repeat
-constexpr int kTensors = 4;  // of the ring: x and dy, both halves
+constexpr int kStages = 3;  // of the rings: this row and those to come
+// Blocks of the forward and of the backward on an SM of an H100; the backward's are fixed, so that bits
+// repeat.
+constexpr int kForwardBlocks = 5, kBackwardBlocks = 3;
+constexpr int64_t kSms = 132;
 constexpr int64_t kMaxRows = int64_t{1} << 30;  // rows are numbered in 32 bits
 
-struct Place {
-  int token, head;
-};
-__device__ __forceinline__ Place place_of(int row, int64_t heads) {
-  const int token = row / static_cast<int>(heads);
-  return {token, row - token * static_cast<int>(heads)};
-}
-
-struct Head {
-  const HeadNormRopeTensor& tensor;
-  int64_t number;
-};
-// The heads of q and k are numbered through. (Branches instead would have the compiler copy the arguments to
-// local memory.)
-__device__ __forceinline__ Head head_of(const HeadNormRopeArgs& a, int number) {
-  const bool is_query = number < a.q.heads;
-  return {is_query ? a.q : a.k, is_query ? number : number - a.q.heads};
-}
-
-// A head belongs to kLanes neighbouring lanes, each with one vector of its lower half and the one of the
-// upper half that it is rotated with. They take kHeads heads of a token in turn, which share its angles
-// (twice the bytes of a head); all are loaded first.
+// What a block works on: the first q_blocks blocks take q's rows, the others k's. A head belongs to kLanes
+// neighbouring lanes, each with one vector of its lower half and the one of the upper half that it is rotated
+// with; these keep their columns, and so their weights. Rows to come are copied into a ring in shared memory,
+// [stages][tensors][kThreads] of 16 bytes, where each thread reads its own copies only.
 template <class T, int kLanes>
-__global__ void __launch_bounds__(kThreads)
-    head_norm_rope_forward_kernel(const HeadNormRopeArgs a, int groups) {
-  constexpr int kVec = kVecElements<T>, kHalf = kLanes * kVec;
-  const int heads = static_cast<int>(a.q.heads + a.k.heads), groups_of_token = (heads + kHeads - 1) / kHeads;
-  const int64_t number = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
-  const bool active = number < groups;  // idle threads stay for the reductions
-  const auto [token, place] = place_of(active ? static_cast<int>(number) : 0, groups_of_token);
-  const int first = place * kHeads, count = active ? min(kHeads, heads - first) : 0;
-  const int c = static_cast<int>(threadIdx.x) % kLanes * kVec;
-  Words low[kHeads], high[kHeads];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    low[h] = high[h] = Words{};
-    if (h >= count) continue;
-    const auto [t, head] = head_of(a, first + h);
-    const T* in = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
-    low[h] = load_packed<T, kVec>(in);
-    high[h] = load_packed<T, kVec>(in + kHalf);
+struct BlockRows {
+  static constexpr int kVec = kVecElements<T>, kHalf = kLanes * kVec, kRows = kThreads / kLanes;
+  const HeadNormRopeTensor& t;
+  int rows, first, step, group, column;
+  __device__ BlockRows(const HeadNormRopeArgs& a, int q_blocks)
+      : BlockRows(a, q_blocks, static_cast<int>(blockIdx.x) < q_blocks) {}
+
+  struct Place {
+    int token, head;
+  };
+  __device__ Place place_of(int row) const {
+    const int heads = static_cast<int>(t.heads), token = row / heads;
+    return {token, row - token * heads};
   }
-  const Angles<kVec> angles = read_angles<kVec>(a.angles, token, kHalf, c, 1.0f);
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
+
+ private:
+  __device__ BlockRows(const HeadNormRopeArgs& a, int q_blocks, bool is_query)
+      : t(is_query ? a.q : a.k),
+        rows(static_cast<int>(a.tokens * t.heads)),
+        first((static_cast<int>(blockIdx.x) - (is_query ? 0 : q_blocks)) * kRows),
+        step((is_query ? q_blocks : static_cast<int>(gridDim.x) - q_blocks) * kRows),
+        group(static_cast<int>(threadIdx.x) / kLanes),
+        column(static_cast<int>(threadIdx.x) % kLanes * kVec) {}
+};
+
+template <class T, int kLanes>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
+    head_norm_rope_forward_kernel(const HeadNormRopeArgs a, int q_blocks) {
+  using Rows = BlockRows<T, kLanes>;
+  constexpr int kVec = Rows::kVec, kHalf = Rows::kHalf;
+  extern __shared__ Words ring[];
+  const Rows b(a, q_blocks);
+  const HeadNormRopeTensor& t = b.t;
+  const int c = b.column;
+  const auto slot = [&](int stage, int half) -> Words& {
+    return ring[(stage * 2 + half) * kThreads + threadIdx.x];
+  };
+  const auto fetch = [&](int row, int stage) {  // zeros where the rows end
+    const bool exists = row < b.rows;
+    const auto [token, head] = b.place_of(exists ? row : 0);
+    const T* x = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
+    copy_async(&slot(stage, 0), x, exists);
+    copy_async(&slot(stage, 1), x + kHalf, exists);
+    copy_async_commit();
+  };
+  const T* weight = static_cast<const T*>(t.weight) + c;
+  slot(kStages, 0) = load_packed<T, kVec>(weight);
+  slot(kStages, 1) = load_packed<T, kVec>(weight + kHalf);
+  for (int ahead = 0; ahead + 1 < kStages; ++ahead) fetch(b.first + b.group + ahead * b.step, ahead);
+  int stage = 0;
+  // Whole blocks go round, so that the groups that share a warp shuffle together.
+  for (int first = b.first; first < b.rows; first += b.step, stage = stage + 1 < kStages ? stage + 1 : 0) {
+    const int row = first + b.group;
+    const bool active = row < b.rows;
+    // Into the slots that the row before this one had.
+    fetch(row + (kStages - 1) * b.step, stage > 0 ? stage - 1 : kStages - 1);
+    const auto [token, head] = b.place_of(active ? row : 0);
+    const Angles<kVec> angles = read_angles<kVec>(a.angles, token, kHalf, c, 1.0f);
+    copy_async_wait<kStages - 1>();  // this row's copies are done, the later rows' may not be
+    const Words low = slot(stage, 0), high = slot(stage, 1);
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      const float u = element<T>(low[h], i), v = element<T>(high[h], i);
+      const float u = element<T>(low, i), v = element<T>(high, i);
       sum += u * u;
       sum += v * v;
     }
     const float rstd = rsqrtf(lanes_sum<kLanes>(sum) / static_cast<float>(2 * kHalf) + a.eps);
-    if (h >= count) continue;
-    const auto [t, head] = head_of(a, first + h);
-    if (c == 0) t.rstd[token * t.heads + head] = rstd;
-    const T* weight = static_cast<const T*>(t.weight) + c;
-    const auto w_low = load_packed<T, kVec>(weight), w_high = load_packed<T, kVec>(weight + kHalf);
+    if (!active) continue;
+    if (c == 0) t.rstd[row] = rstd;
+    const Words w_low = slot(kStages, 0), w_high = slot(kStages, 1);
     Vec<T, kVec> out_low, out_high;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      const float u = element<T>(low[h], i) * rstd * element<T>(w_low, i);
-      const float v = element<T>(high[h], i) * rstd * element<T>(w_high, i);
+      const float u = element<T>(low, i) * rstd * element<T>(w_low, i);
+      const float v = element<T>(high, i) * rstd * element<T>(w_high, i);
       out_low.at[i] = from_float<T>(u * angles.cosine[i] - v * angles.sine[i]);
       out_high.at[i] = from_float<T>(v * angles.cosine[i] + u * angles.sine[i]);
     }
@@ -88,27 +106,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The first q_blocks blocks take q's rows, the others k's; a block's threads keep their columns and so their
-// sums of weight gradients. Rows to come are copied into a ring in shared memory,
-// [kStages][kTensors][kThreads] of 16 bytes, where each thread reads its own copies only.
 template <class T, int kLanes>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     head_norm_rope_backward_kernel(const HeadNormRopeArgs a, int q_blocks) {
-  constexpr int kVec = kVecElements<T>, kHalf = kLanes * kVec, kRows = kThreads / kLanes;
+  using Rows = BlockRows<T, kLanes>;
+  constexpr int kVec = Rows::kVec, kHalf = Rows::kHalf, kRows = Rows::kRows,
+                kTensors = 4;  // x, dy; both halves
   extern __shared__ Words ring[];
   __shared__ float sums[kRows][2 * kHalf];
-  const bool is_query = static_cast<int>(blockIdx.x) < q_blocks;
-  const HeadNormRopeTensor& t = is_query ? a.q : a.k;
-  const int block = static_cast<int>(blockIdx.x) - (is_query ? 0 : q_blocks);
-  const int blocks = is_query ? q_blocks : static_cast<int>(gridDim.x) - q_blocks;
-  const int rows = static_cast<int>(a.tokens * t.heads), step = blocks * kRows;
-  const int group = static_cast<int>(threadIdx.x) / kLanes, c = static_cast<int>(threadIdx.x) % kLanes * kVec;
+  const Rows b(a, q_blocks);
+  const HeadNormRopeTensor& t = b.t;
+  const int c = b.column;
   const auto slot = [&](int stage, int tensor) -> Words& {
     return ring[(stage * kTensors + tensor) * kThreads + threadIdx.x];
   };
   const auto fetch = [&](int row, int stage) {  // zeros where the rows end
-    const bool exists = row < rows;
-    const auto [token, head] = place_of(exists ? row : 0, t.heads);
+    const bool exists = row < b.rows;
+    const auto [token, head] = b.place_of(exists ? row : 0);
     const T* x = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
     const T* dy = static_cast<const T*>(t.dy.data) + token * t.dy.token_stride + head * t.dy.head_stride + c;
     copy_async(&slot(stage, 0), x, exists);
@@ -122,15 +136,15 @@ __global__ void __launch_bounds__(kThreads, 3)
   slot(kStages, 0) = load_packed<T, kVec>(weight);
   slot(kStages, 1) = load_packed<T, kVec>(weight + kHalf);
   float acc_low[kVec] = {}, acc_high[kVec] = {};
-  int first = block * kRows, stage = 0;
-  for (int ahead = 0; ahead + 1 < kStages; ++ahead) fetch(first + group + ahead * step, ahead);
+  for (int ahead = 0; ahead + 1 < kStages; ++ahead) fetch(b.first + b.group + ahead * b.step, ahead);
+  int stage = 0;
   // Whole blocks go round, so that the groups that share a warp shuffle together.
-  for (; first < rows; first += step, stage = stage + 1 < kStages ? stage + 1 : 0) {
-    const int row = first + group;
-    const bool active = row < rows;
+  for (int first = b.first; first < b.rows; first += b.step, stage = stage + 1 < kStages ? stage + 1 : 0) {
+    const int row = first + b.group;
+    const bool active = row < b.rows;
     // Into the slots that the row before this one had.
-    fetch(row + (kStages - 1) * step, stage > 0 ? stage - 1 : kStages - 1);
-    const auto [token, head] = place_of(active ? row : 0, t.heads);
+    fetch(row + (kStages - 1) * b.step, stage > 0 ? stage - 1 : kStages - 1);
+    const auto [token, head] = b.place_of(active ? row : 0);
     const Angles<kVec> angles = read_angles<kVec>(a.angles, token, kHalf, c, -1.0f);
     const float rstd = active ? t.rstd[row] : 0.0f;
     copy_async_wait<kStages - 1>();               // this row's copies are done, the later rows' may not be
@@ -165,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (!t.dw_accum) return;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
-    sums[group][c + i] = acc_low[i];
-    sums[group][kHalf + c + i] = acc_high[i];
+    sums[b.group][c + i] = acc_low[i];
+    sums[b.group][kHalf + c + i] = acc_high[i];
   }
   __syncthreads();  // every group has written before the columns are added
   for (int column = static_cast<int>(threadIdx.x); column < 2 * kHalf; column += kThreads) {
@@ -200,6 +214,18 @@ bool is_aligned(const HeadNormRopeTensor& t, int64_t elements) {
          fits(t.out, t.out_token_stride, t.out_head_stride);
 }
 
+struct Blocks {
+  int64_t of_q, of_k;
+};
+// Up to `blocks` of them, shared by the heads; none is without a row.
+template <class T, int kLanes>
+Blocks split_blocks(const HeadNormRopeArgs& a, int64_t blocks) {
+  constexpr int64_t kRows = kThreads / kLanes;
+  const auto tiles = [&](const HeadNormRopeTensor& t) { return (a.tokens * t.heads + kRows - 1) / kRows; };
+  const int64_t share = std::clamp<int64_t>(blocks * a.q.heads / (a.q.heads + a.k.heads), 1, blocks - 1);
+  return {std::min(share, tiles(a.q)), std::min(blocks - share, tiles(a.k))};
+}
+
 void check(const HeadNormRopeArgs& args) {
   require_launch(head_norm_rope_fits(args), "head_norm_rope", "no kernel for this head_dim or alignment",
                  args.head_dim);
@@ -218,31 +244,27 @@ bool head_norm_rope_fits(const HeadNormRopeArgs& args) {
 void head_norm_rope_forward(const HeadNormRopeArgs& args, cudaStream_t stream) {
   check(args);
   if (args.tokens == 0) return;
-  const int64_t groups = args.tokens * ((args.q.heads + args.k.heads + kHeads - 1) / kHeads);
   with_lanes(args, [&]<class T, int kLanes>() {
-    const unsigned grid = grid_size("head_norm_rope", (groups * kLanes + kThreads - 1) / kThreads);
-    head_norm_rope_forward_kernel<T, kLanes><<<grid, kThreads, 0, stream>>>(args, static_cast<int>(groups));
+    const auto [q_blocks, k_blocks] = split_blocks<T, kLanes>(args, kForwardBlocks * kSms);
+    constexpr int kRingBytes = (kStages * 2 + 2) * kThreads * int{sizeof(Words)};
+    const auto kernel = head_norm_rope_forward_kernel<T, kLanes>;
+    allow_shared_memory(kernel, kRingBytes);
+    kernel<<<grid_size("head_norm_rope", q_blocks + k_blocks), kThreads, kRingBytes, stream>>>(
+        args, static_cast<int>(q_blocks));
   });
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 int64_t head_norm_rope_workspace_floats(int64_t head_dim) {
-  return kBlocks * head_dim;
+  return kBackwardBlocks * kSms * head_dim;
 }
 
 void head_norm_rope_backward(const HeadNormRopeArgs& args, cudaStream_t stream) {
   check(args);
   if (args.tokens == 0) return;
   with_lanes(args, [&]<class T, int kLanes>() {
-    constexpr int64_t kRows = kThreads / kLanes;
-    const auto tiles = [&](const HeadNormRopeTensor& t) {
-      return (args.tokens * t.heads + kRows - 1) / kRows;
-    };
-    const int64_t share =
-        std::clamp<int64_t>(kBlocks * args.q.heads / (args.q.heads + args.k.heads), 1, kBlocks - 1);
-    const int64_t q_blocks = std::min(share, tiles(args.q)),
-                  k_blocks = std::min(kBlocks - share, tiles(args.k));
-    constexpr int kRingBytes = (kStages * kTensors + 2) * kThreads * int{sizeof(Words)};
+    const auto [q_blocks, k_blocks] = split_blocks<T, kLanes>(args, kBackwardBlocks * kSms);
+    constexpr int kRingBytes = (kStages * 4 + 2) * kThreads * int{sizeof(Words)};
     const auto kernel = head_norm_rope_backward_kernel<T, kLanes>;
     allow_shared_memory(kernel, kRingBytes);
     kernel<<<grid_size("head_norm_rope", q_blocks + k_blocks), kThreads, kRingBytes, stream>>>(

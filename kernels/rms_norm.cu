@@ -353,7 +353,9 @@ bool vectors_fit(const RmsNormBackwardArgs& a) {
 template <class T, int kLanes, int kVecs>
 void backward_groups(const RmsNormBackwardArgs& a, int lanes, cudaStream_t stream) {
   const int groups = std::max(1, kSharedThreads / lanes), threads = groups * lanes;
-  const int64_t most = threads > kSharedThreads ? kSms : kMaxPartials;
+  // With a residual, rows of 512 threads on an SM keep the memory busy, and more of them get in its way.
+  const bool fills = a.residual && a.cols / kVecElements<T> * groups >= kSharedThreads;
+  const int64_t most = threads > kSharedThreads || fills ? kSms : kMaxPartials;
   const int64_t blocks = std::min(most, (a.rows + groups - 1) / groups);
   const int ring_bytes = kStages<kVecs> * (a.residual ? 3 : 2) * kVecs * threads * int{sizeof(Words)};
   const auto kernel = rms_norm_backward_kernel<T, kLanes, kVecs>;

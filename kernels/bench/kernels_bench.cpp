@@ -87,8 +87,14 @@ at::Tensor rope_eager(const at::Tensor& x, const at::Tensor& cosine, const at::T
   return x.mul(cosine).add(rotated.mul(sine));
 }
 
+// Of the rows of cosines and sines that rotations read, fp32.
+double angle_bytes(int64_t tokens, int64_t width) {
+  return 4.0 * static_cast<double>(tokens * width);
+}
+
 void bench_rope(Table& table, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t width) {
-  const double bytes = 2.0 * 2.0 * static_cast<double>(tokens * (heads + kv_heads) * width);
+  const double bytes =
+      2.0 * 2.0 * static_cast<double>(tokens * (heads + kv_heads) * width) + angle_bytes(tokens, width);
   const int64_t sets = sets_for(bytes);
   const auto qkv = Table::many(sets, [&] { return at::randn({tokens, heads + 2 * kv_heads, width}, kBf16); });
   const RopeTable angles =
@@ -107,6 +113,8 @@ void bench_rope(Table& table, int64_t tokens, int64_t heads, int64_t kv_heads, i
 // q and k of a model with qk_norm. The peer is our own operations after each other.
 void bench_head_norm_rope(Table& table, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t width) {
   const double bytes = 2.0 * static_cast<double>(tokens * (heads + kv_heads) * width);
+  const double rstd_and_angles =
+      4.0 * static_cast<double>(tokens * (heads + kv_heads)) + angle_bytes(tokens, width);
   const int64_t sets = sets_for(2 * bytes);
   const auto heads_of = [&] { return at::randn({tokens, heads + 2 * kv_heads, width}, kBf16); };
   auto qkv = Table::many(sets, heads_of), out = Table::many(sets, heads_of);
@@ -128,7 +136,7 @@ void bench_head_norm_rope(Table& table, int64_t tokens, int64_t heads, int64_t k
     in.k_NKW = k(qkv[at_set(s)]);
   };
   table.memory_row(
-      "head_norm_rope_fwd", shape, 2 * bytes,
+      "head_norm_rope_fwd", shape, 2 * bytes + rstd_and_angles,
       [&](int64_t s) {
         use(s);
         at::Tensor q_out = q(out[at_set(s)]), k_out = k(out[at_set(s)]);
@@ -141,7 +149,7 @@ void bench_head_norm_rope(Table& table, int64_t tokens, int64_t heads, int64_t k
         rope_out_op(q_out, k_out, angles, in.positions_N, RopeDirection::Forward, q_out, k_out);
       });
   table.memory_row(
-      "head_norm_rope_bwd", shape, 3 * bytes,
+      "head_norm_rope_bwd", shape, 3 * bytes + rstd_and_angles,
       [&](int64_t s) {
         use(s);
         at::Tensor dq = q(out[at_set(s)]), dk = k(out[at_set(s)]);
