@@ -71,20 +71,16 @@ struct Gradient {
 };
 
 template <class T, int kVec>
-__device__ __forceinline__ Vec<T, kVec> gradient_of(const Packed<T, kVec>& x, int c, const Gradient& g) {
-  Vec<T, kVec> out;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) out.at[i] = from_float<T>(0.0f);
-  for_valid<kVec>(c, g.valid, [&](int i) {
-    out.at[i] = from_float<T>(exponential<T>(element<T>(x, i) - g.max) * g.factor);
-  });
+__device__ __forceinline__ Packed<T, kVec> gradient_of(const Packed<T, kVec>& x, int c, const Gradient& g) {
+  float values[kVec] = {};
+  for_valid<kVec>(c, g.valid,
+                  [&](int i) { values[i] = exponential<T>(element<T>(x, i) - g.max) * g.factor; });
   if (static_cast<unsigned>(g.target - c) < kVec) {  // one vector of the row
 #pragma unroll
     for (int i = 0; i < kVec; ++i)
-      if (c + i == g.target)
-        out.at[i] = from_float<T>(exponential<T>(element<T>(x, i) - g.max) * g.factor - g.scale);
+      if (c + i == g.target) values[i] -= g.scale;
   }
-  return out;
+  return pack<T>(values);
 }
 
 constexpr int kNoColumn = -1;  // before every vector of a row, so it matches none of their elements
@@ -117,10 +113,9 @@ __device__ __forceinline__ Row read_row(const CrossEntropyArgs& a, int64_t row, 
 
 template <class T, int kThreads, int kVec>
 __device__ void write_zeros(T* logits, int64_t cols) {
-  Vec<T, kVec> zero;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) zero.at[i] = from_float<T>(0.0f);
-  for (int64_t c = int64_t{threadIdx.x} * kVec; c < cols; c += kThreads * kVec) store(logits + c, zero);
+  const auto zeros = pack<T, kVec>({});
+  for (int64_t c = int64_t{threadIdx.x} * kVec; c < cols; c += kThreads * kVec)
+    store_packed<T, kVec>(logits + c, zeros);
 }
 
 constexpr int kBatch = 4;  // vectors in flight per thread of the kernels that stream a row
@@ -137,7 +132,8 @@ __device__ __forceinline__ void write_gradient(T* logits, int cols, const Gradie
 #pragma unroll
     for (int v = 0; v < kBatch; ++v)
       if (first + v * kStride < cols)
-        store(logits + first + v * kStride, gradient_of<T, kVec>(x[v], first + v * kStride, gradient));
+        store_packed<T, kVec>(logits + first + v * kStride,
+                              gradient_of<T, kVec>(x[v], first + v * kStride, gradient));
   }
 }
 
@@ -228,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, kThreadsPerSm / kThreads)
   if constexpr (kMode == Mode::LossAndGradient) {
 #pragma unroll 2
     for (int c = first; c < end; c += kStride)
-      store(logits + c, gradient_of<T, kVec>(kept_vector(c), c, gradient));
+      store_packed<T, kVec>(logits + c, gradient_of<T, kVec>(kept_vector(c), c, gradient));
   }
 }
 

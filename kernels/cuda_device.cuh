@@ -71,6 +71,32 @@ __device__ __forceinline__ Packed<T, kCount> load_packed(const T* pointer) {
   return *reinterpret_cast<const Packed<T, kCount>*>(pointer);
 }
 
+// Floats rounded to T. Of elements that differ by path the compiler makes stores of their own; words stay
+// together.
+template <class T, int kCount>
+__device__ __forceinline__ Packed<T, kCount> pack(const float (&values)[kCount]) {
+  Packed<T, kCount> out;
+  if constexpr (std::is_same_v<decltype(out), Words>) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        out.at[i] = __float_as_uint(values[i]);
+      } else {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+        out.at[i] = *reinterpret_cast<const uint32_t*>(&pair);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) out.at[i] = from_float<T>(values[i]);
+  }
+  return out;
+}
+template <class T, int kCount>
+__device__ __forceinline__ void store_packed(T* pointer, const Packed<T, kCount>& value) {
+  *reinterpret_cast<Packed<T, kCount>*>(pointer) = value;
+}
+
 // Copies 16 bytes, both addresses multiples of 16, or fills with zeros and reads nothing; without a register,
 // and without waiting. The copies between two commits are a group.
 __device__ __forceinline__ void copy_async(Words* shared, const void* global, bool exists = true) {
