@@ -27,12 +27,12 @@ void check_matrix(const char* op, const char* what, const at::Tensor& matrix, co
 }
 
 at::Tensor forward_aten(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
-                        const at::Tensor& residual_NM) {
+                        const at::Tensor& residual_NM, at::Tensor y_NM) {
   if (residual_NM.defined()) {
-    const at::Tensor y = at::addmm(residual_NM, x_NK, w_MK.t());
-    return bias_M.defined() ? y.add(bias_M) : y;
+    at::addmm_out(y_NM, residual_NM, x_NK, w_MK.t());
+    return bias_M.defined() ? y_NM.add_(bias_M) : y_NM;
   }
-  return bias_M.defined() ? at::addmm(bias_M, x_NK, w_MK.t()) : at::mm(x_NK, w_MK.t());
+  return bias_M.defined() ? at::addmm_out(y_NM, bias_M, x_NK, w_MK.t()) : at::mm_out(y_NM, x_NK, w_MK.t());
 }
 
 double beta_of(GradientWrite write) {
@@ -76,8 +76,7 @@ bool is_empty(const GemmArgs& args) {
 }
 
 at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
-                        const at::Tensor& residual_NM) {
-  at::Tensor y_NM = at::empty({x_NK.size(0), w_MK.size(0)}, x_NK.options());
+                        const at::Tensor& residual_NM, const at::Tensor& y_NM) {
   const GemmArgs args{.operand_dtype = kernel_dtype(x_NK),
                       .d_dtype = kernel_dtype(x_NK),
                       .a_transpose = Transpose::No,
@@ -91,7 +90,7 @@ at::Tensor forward_cuda(const at::Tensor& x_NK, const at::Tensor& w_MK, const at
                       .bias = bias_M.defined() ? bias_M.const_data_ptr() : nullptr,
                       .beta = residual_NM.defined() ? 1.0f : 0.0f,
                       .c = residual_NM.defined() ? residual_NM.const_data_ptr() : nullptr};
-  if (is_empty(args)) return forward_aten(x_NK, w_MK, bias_M, residual_NM);
+  if (is_empty(args)) return forward_aten(x_NK, w_MK, bias_M, residual_NM, y_NM);
   run_gemm(args, x_NK);
   return y_NM;
 }
@@ -163,7 +162,7 @@ void keep_gemm_plans([[maybe_unused]] std::unique_ptr<GemmPlanFile> file) {
 }
 
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M,
-                             KernelPath path, const at::Tensor& residual_NM) {
+                             KernelPath path, const at::Tensor& residual_NM, const at::Tensor& out_NM) {
   constexpr const char* kOp = "linear_forward";
   check_activation(kOp, "x", x_NK, 2);
   check_matrix(kOp, "x", x_NK, x_NK);
@@ -183,11 +182,17 @@ at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, con
                    "{}: residual must be [{}, {}], got {}", kOp, x_NK.size(0), w_MK.size(0),
                    describe(residual_NM));
   }
+  if (out_NM.defined()) {
+    check_matrix(kOp, "out", out_NM, x_NK);
+    HEARTH_REQUIRE(out_NM.size(0) == x_NK.size(0) && out_NM.size(1) == w_MK.size(0),
+                   "{}: out must be [{}, {}], got {}", kOp, x_NK.size(0), w_MK.size(0), describe(out_NM));
+  }
+  const at::Tensor y_NM = out_NM.defined() ? out_NM : at::empty({x_NK.size(0), w_MK.size(0)}, x_NK.options());
 #ifdef HEARTH_CUDA
-  if (path == KernelPath::Fused && x_NK.is_cuda()) return forward_cuda(x_NK, w_MK, bias_M, residual_NM);
+  if (path == KernelPath::Fused && x_NK.is_cuda()) return forward_cuda(x_NK, w_MK, bias_M, residual_NM, y_NM);
 #endif
   static_cast<void>(path);  // on the CPU ATen is the only path
-  return forward_aten(x_NK, w_MK, bias_M, residual_NM);
+  return forward_aten(x_NK, w_MK, bias_M, residual_NM, y_NM);
 }
 
 at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK, KernelPath path,

@@ -18,10 +18,12 @@ namespace hearth::kernels {
 void keep_gemm_plans(std::unique_ptr<GemmPlanFile> file);
 
 // x: [N, K]; w: [M, K]; bias: [M] or undefined; residual: [N, M] or undefined, added to the product where
-// it is stored; one dtype, contiguous. Returns y [N, M]. In bf16 some of cuBLASLt's kernels round the product
-// before they add to it, as two operations after each other would; the same holds for sums in bf16 below.
+// it is stored; one dtype, contiguous. Returns y [N, M], in `out` where it is given. In bf16 some of
+// cuBLASLt's kernels round the product before they add to it, as two operations after each other would; the
+// same holds for sums in bf16 below.
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},
-                             KernelPath path = KernelPath::Fused, const at::Tensor& residual_NM = {});
+                             KernelPath path = KernelPath::Fused, const at::Tensor& residual_NM = {},
+                             const at::Tensor& out_NM = {});
 
 // Returns dx = dy W, [N, K]; written to `out` where it is given, or added to it.
 at::Tensor linear_backward_input_op(const at::Tensor& dy_NM, const at::Tensor& w_MK,

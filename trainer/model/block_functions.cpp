@@ -1,5 +1,7 @@
 #include "trainer/model/block_functions.h"
 
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -35,11 +37,61 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
 
 using kernels::GradientWrite;
 
+// Whether a product of so many elements keeps a GPU busy by itself, so that one can be cut in two to have
+// something to compute while rows cross the group (Wang et al. 2023: collectives decomposed with the products
+// that depend on them). The CPU has no such limit.
+bool fills_device(const Tensor& x, int64_t rows, int64_t outputs) {
+  constexpr int64_t kTile = 128 * 256, kMultiprocessors = 132;
+  return !x.is_cuda() || rows * outputs >= kMultiprocessors * kTile;
+}
+
+// Of the rows of all ranks, which are gathered: this rank's own are computed while the others are on their
+// way.
+LinearOutput gathered_linear(const Tensor& own_nD, const LinearWeights& w, const DropoutKeys& keys,
+                             const RowCollectives& rows, const char* site) {
+  PendingRows gathered = rows.gather(own_nD, site);
+  const int64_t count = own_nD.size(0), outputs = w.weight.size(0);
+  if (!rows.splits_rows() || w.lora || !fills_device(own_nD, count, outputs))
+    return linear(gathered.wait(), w, keys);
+  const Tensor y = at::empty({count * rows.size(), outputs}, own_nD.options());
+  const auto compute = [&](const Tensor& x, int64_t first) {
+    if (x.size(0) > 0)
+      kernels::linear_forward_op(x, w.weight, w.bias, kernels::KernelPath::Fused, /*residual_NM=*/{},
+                                 y.narrow(0, first, x.size(0)));
+  };
+  const int64_t begin = rows.rank() * count, end = begin + count;
+  compute(own_nD, begin);
+  const Tensor all = gathered.wait();
+  compute(all.narrow(0, 0, begin), 0);
+  compute(all.narrow(0, end, all.size(0) - end), end);
+  return {y, {}};
+}
+
 // residual + the sum over the group of the ranks' products. Alone the product itself adds the residual;
-// otherwise, and for the bias, it comes once, behind the sum.
+// otherwise, and for the bias, it comes once, behind the sum. One half of the outputs crosses the group while
+// the other is computed.
 LinearOutput row_linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys,
                         const Tensor& residual, const RowCollectives& rows, const char* site) {
   if (rows.size() == 1) return linear(x, w, keys, residual);
+  const int64_t outputs = w.weight.size(0), half = outputs / 2;
+  if (!w.lora && half % 8 == 0 && fills_device(x, x.size(0), half)) {  // 8: rows of 16 bytes
+    const auto product = [&](int64_t begin, int64_t count) {
+      return rows.sum(kernels::linear_forward_op(x, w.weight.narrow(0, begin, count)), site);
+    };
+    PendingRows halves[] = {product(0, half), product(half, outputs - half)};
+    const Tensor out = at::empty_like(residual);
+    for (int64_t begin = 0; PendingRows & part : halves) {
+      const Tensor sum = part.wait();
+      const auto columns = [&](const Tensor& all, int64_t dim) {
+        return all.narrow(dim, begin, sum.size(1));
+      };
+      if (w.bias.defined()) sum.add_(columns(w.bias, 0));
+      Tensor to = columns(out, 1);
+      at::add_out(to, sum, columns(residual, 1));
+      begin += sum.size(1);
+    }
+    return {out, {}};
+  }
   LinearWeights matrix = w;
   matrix.bias.reset();
   const auto [mine, hidden] = linear(x, matrix, keys);
@@ -151,7 +203,7 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
                                const RopeInput& rope, const DropoutKeys& keys) {
     w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
-    auto [qkv, hidden] = linear(w->context->rows.gather(normed.y, "tp.qkv.x").wait(), w->qkv, keys);
+    auto [qkv, hidden] = gathered_linear(normed.y, w->qkv, keys, w->context->rows, "tp.qkv.x");
     qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
     auto [q, k] = query_and_key(qkv, *w);
     Tensor before;
@@ -229,8 +281,7 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const ModelContext& context = *w->context;
     auto normed =
         kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const LinearOutput gate_up =
-        linear(context.rows.gather(normed.y, "tp.gate_up.x").wait(), w->gate_up, keys);
+    const LinearOutput gate_up = gathered_linear(normed.y, w->gate_up, keys, context.rows, "tp.gate_up.x");
     const Tensor activated = kernels::swiglu_forward_op(gate_up.y);
     const LinearOutput down = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
     ctx->save_for_backward({x_nD, normed.rstd, gate_up.y, w->recompute.norm ? Tensor() : normed.y,
