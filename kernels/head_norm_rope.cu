@@ -9,7 +9,8 @@ namespace hearth::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kStages = 3;  // of the rings: this row and those to come
+constexpr int kStages = 3;                                // of the rings: this row and those to come
+constexpr int kForwardTensors = 2, kBackwardTensors = 4;  // of a ring: both halves of x, and of dy
 // Blocks of the forward and of the backward on an SM of an H100; the backward's are fixed, so that bits
 // repeat.
 constexpr int kForwardBlocks = 5, kBackwardBlocks = 3;
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const HeadNormRopeTensor& t = b.t;
   const int c = b.column;
   const auto slot = [&](int stage, int half) -> Words& {
-    return ring[(stage * 2 + half) * kThreads + threadIdx.x];
+    return ring[(stage * kForwardTensors + half) * kThreads + threadIdx.x];
   };
   const auto fetch = [&](int row, int stage) {  // zeros where the rows end
     const bool exists = row < b.rows;
@@ -110,15 +111,14 @@ template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     head_norm_rope_backward_kernel(const HeadNormRopeArgs a, int q_blocks) {
   using Rows = BlockRows<T, kLanes>;
-  constexpr int kVec = Rows::kVec, kHalf = Rows::kHalf, kRows = Rows::kRows,
-                kTensors = 4;  // x, dy; both halves
+  constexpr int kVec = Rows::kVec, kHalf = Rows::kHalf, kRows = Rows::kRows;
   extern __shared__ Words ring[];
   __shared__ float sums[kRows][2 * kHalf];
   const Rows b(a, q_blocks);
   const HeadNormRopeTensor& t = b.t;
   const int c = b.column;
   const auto slot = [&](int stage, int tensor) -> Words& {
-    return ring[(stage * kTensors + tensor) * kThreads + threadIdx.x];
+    return ring[(stage * kBackwardTensors + tensor) * kThreads + threadIdx.x];
   };
   const auto fetch = [&](int row, int stage) {  // zeros where the rows end
     const bool exists = row < b.rows;
@@ -246,7 +246,7 @@ void head_norm_rope_forward(const HeadNormRopeArgs& args, cudaStream_t stream) {
   if (args.tokens == 0) return;
   with_lanes(args, [&]<class T, int kLanes>() {
     const auto [q_blocks, k_blocks] = split_blocks<T, kLanes>(args, kForwardBlocks * kSms);
-    constexpr int kRingBytes = (kStages * 2 + 2) * kThreads * int{sizeof(Words)};
+    constexpr int kRingBytes = (kStages * kForwardTensors + 2) * kThreads * int{sizeof(Words)};
     const auto kernel = head_norm_rope_forward_kernel<T, kLanes>;
     allow_shared_memory(kernel, kRingBytes);
     kernel<<<grid_size("head_norm_rope", q_blocks + k_blocks), kThreads, kRingBytes, stream>>>(
@@ -264,7 +264,7 @@ void head_norm_rope_backward(const HeadNormRopeArgs& args, cudaStream_t stream) 
   if (args.tokens == 0) return;
   with_lanes(args, [&]<class T, int kLanes>() {
     const auto [q_blocks, k_blocks] = split_blocks<T, kLanes>(args, kBackwardBlocks * kSms);
-    constexpr int kRingBytes = (kStages * 4 + 2) * kThreads * int{sizeof(Words)};
+    constexpr int kRingBytes = (kStages * kBackwardTensors + 2) * kThreads * int{sizeof(Words)};
     const auto kernel = head_norm_rope_backward_kernel<T, kLanes>;
     allow_shared_memory(kernel, kRingBytes);
     kernel<<<grid_size("head_norm_rope", q_blocks + k_blocks), kThreads, kRingBytes, stream>>>(
