@@ -128,6 +128,24 @@ BOOST_AUTO_TEST_CASE(backends_are_chosen_by_what_they_can_run) {
   BOOST_TEST((chosen(rows_on(at::kCPU, at::kBFloat16)) == AttentionBackend::Aten));
 }
 
+// Of sequences that ranks share: what a rank with whole ones would run, where shapes come back.
+BOOST_AUTO_TEST_CASE(blocks_of_shared_sequences_attend_as_whole_ones_do) {
+  const AttentionTarget target{.device = at::kCUDA, .dtype = at::kBFloat16, .heads = {4, 2, 64}};
+  AttentionTarget flash = target, on_cpu = target;
+  flash.setting = AttentionBackend::Flash;
+  on_cpu.device = at::kCPU;
+  const AttentionLayout training{.batch = 1, .sequence = 128, .recurs = true, .documents = nullptr};
+  AttentionLayout once = training, two_rows = training;
+  once.recurs = false;
+  two_rows.sequence = 2;  // chunks of one
+  using context::BlockKernels;
+  BOOST_TEST((block_kernels(training, target) == BlockKernels::Cudnn));
+  BOOST_TEST((block_kernels(once, target) == BlockKernels::Flash));
+  BOOST_TEST((block_kernels(two_rows, target) == BlockKernels::Flash));
+  BOOST_TEST((block_kernels(training, flash) == BlockKernels::Flash));
+  BOOST_TEST((block_kernels(training, on_cpu) == BlockKernels::Flash));
+}
+
 BOOST_AUTO_TEST_CASE(a_backend_that_was_asked_for_is_used_or_refused) {
   const auto bf16 = rows_on(at::kCUDA, at::kBFloat16);
   AttentionRows repeatable = bf16;
