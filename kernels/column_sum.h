@@ -19,6 +19,8 @@ struct AddPartialRows {
   int64_t cols;
   DType accum_dtype;  // F32 or BF16
 };
+// Right behind the launch that makes the partial rows, an ordinary one which does not touch `accum`: that is
+// read before it has ended.
 void add_partial_rows(const AddPartialRows& args, cudaStream_t stream);
 // Two buffers in one launch.
 void add_partial_rows(const AddPartialRows& first, const AddPartialRows& second, cudaStream_t stream);

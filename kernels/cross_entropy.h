@@ -4,8 +4,8 @@
 // (pointer, stride and cols multiples of 16 bytes) is read once and stays in the shared memory of one block,
 // or of the cluster of blocks that share it, up to 925,000 bf16 columns; others are read twice, by scalar
 // accesses. The vocabulary-parallel pair does the same for a row whose columns are split over ranks (Shoeybi
-// et al. 2019, Megatron-LM): each rank's statistics are exchanged between the two launches, three floats a
-// row.
+// et al. 2019, Megatron-LM), of which each launch reads this rank's once: the statistics are exchanged
+// between the two, three floats a row.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -18,7 +18,8 @@ namespace hearth::kernels {
 void keep_gemm_plans(std::unique_ptr<GemmPlanFile> file);
 
 // x: [N, K]; w: [M, K]; bias: [M] or undefined; residual: [N, M] or undefined, added to the product where
-// it is stored; one dtype, contiguous. Returns y [N, M], in `out` where it is given. In bf16 some of
+// it is stored; one dtype, contiguous. Returns y [N, M]: `out` where it is given, which may
+// overlap none of the others. In bf16 some of
 // cuBLASLt's kernels round the product before they add to it, as two operations after each other would; the
 // same holds for sums in bf16 below.
 at::Tensor linear_forward_op(const at::Tensor& x_NK, const at::Tensor& w_MK, const at::Tensor& bias_M = {},

@@ -20,7 +20,8 @@ constexpr int64_t kMaxRows = int64_t{1} << 30;  // rows are numbered in 32 bits
 // What a block works on: the first q_blocks blocks take q's rows, the others k's. A head belongs to kLanes
 // neighbouring lanes, each with one vector of its lower half and the one of the upper half that it is rotated
 // with; these keep their columns, and so their weights. Rows to come are copied into a ring in shared memory,
-// [stages][tensors][kThreads] of 16 bytes, where each thread reads its own copies only.
+// [stages][tensors][kThreads] of 16 bytes, where each thread reads its own copies only, and behind it the
+// weights: as registers the compiler would keep them unpacked, and has not as many.
 template <class T, int kLanes>
 struct BlockRows {
   static constexpr int kVec = kVecElements<T>, kHalf = kLanes * kVec, kRows = kThreads / kLanes;
@@ -131,7 +132,6 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     copy_async(&slot(stage, 3), dy + kHalf, exists);
     copy_async_commit();
   };
-  // The weights too: as registers the compiler would keep them unpacked, and has not as many.
   const T* weight = static_cast<const T*>(t.weight) + c;
   slot(kStages, 0) = load_packed<T, kVec>(weight);
   slot(kStages, 1) = load_packed<T, kVec>(weight + kHalf);

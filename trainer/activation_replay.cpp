@@ -18,6 +18,7 @@ struct Dimensions {
     splits_rows = tp > 1 && config.parallel.sequence_parallel;
     const int64_t local_rows = splits_rows ? rows / tp : rows;
     nD = local_rows * m.hidden_size * element;
+    summed = tp > 1 ? nD : 0;
     gathered = splits_rows ? rows * m.hidden_size * element : 0;
     q = rows * heads.query * m.head_width() * element;
     kv = rows * heads.kv * m.head_width() * element;
@@ -30,9 +31,10 @@ struct Dimensions {
   }
   int64_t element = 4, rows = 0, vocab = 0, hidden = 0;
   bool splits_rows = false;
-  int64_t nD = 0;                  // [n, D]
-  int64_t gathered = 0;            // [N, D] where it is another tensor than [n, D]
-  int64_t q = 0, kv = 0, ffn = 0;  // [N, H x W], [N, K x W], [N, F]
+  int64_t nD = 0;        // [n, D]
+  int64_t gathered = 0;  // [N, D] where it is another tensor than [n, D]
+  int64_t summed = 0;    // [n, D], of the ranks' products, where it is another tensor than the output
+  int64_t q = 0, kv = 0, ffn = 0;                                // [N, H x W], [N, K x W], [N, F]
   int64_t row_norm = 0, head_statistics = 0, qk_statistics = 0;  // fp32
 };
 
@@ -81,7 +83,7 @@ ActivationSizes activation_sizes(const ExperimentConfig& config, const Mesh& mes
   sizes.deferred = deferred_bytes(d);
   sizes.head = d.nD + d.row_norm;  // the gradient that linear_cross_entropy formed
   sizes.micro_batch = 3 * 8 * d.rows;
-  sizes.forward_working = (choice.norm ? d.nD : 0) + (choice.swiglu ? d.ffn : 0) + d.gathered;
+  sizes.forward_working = (choice.norm ? d.nD : 0) + (choice.swiglu ? d.ffn : 0) + d.gathered + d.summed;
   const int64_t chunk = rows_per_logits_chunk(d.rows, d.vocab, d.element);
   sizes.head_working = d.nD + 2 * d.gathered + chunk * (d.vocab + d.hidden) * d.element;
   // dy; the gradient of silu(gate) x up, whose memory what is rebuilt of that takes over.

@@ -39,7 +39,9 @@ struct TrainingConfig {
     v("attention_backend", attention_backend, OnResume::MayChange,
       "auto, or the kernels that attend on GPUs: cudnn (bf16, heads of 64 or 128; not with "
       "deterministic_mode), "
-      "flash (FlashAttention-2), aten (LibTorch's choice)");
+      "flash (FlashAttention-2), aten (LibTorch's choice); where ranks share a sequence, cudnn is for "
+      "samples "
+      "of one document, and all else is flash");
   }
   void validate(ConfigErrors& e) const {
     e.require(train_iters > 0, "train_iters", "is required and must be > 0, got {}", train_iters);

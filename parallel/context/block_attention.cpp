@@ -26,10 +26,11 @@ bool is_half(at::ScalarType dtype) {
   return dtype == at::kHalf || dtype == at::kBFloat16;
 }
 
-Kernel kernel_for(const Tensor& q, BlockKernels kernels = BlockKernels::Flash) {
+Kernel kernel_for(const Tensor& q, BlockKernels kernels = BlockKernels::Flash, int64_t keys = 1) {
   if (q.is_cpu()) return Kernel::CpuFlash;
   const int64_t width = q.size(-1);  // FlashAttention-2 takes multiples of 8 up to 256
-  if (kernels == BlockKernels::Cudnn && q.scalar_type() == at::kBFloat16 && (width == 64 || width == 128))
+  if (kernels == BlockKernels::Cudnn && q.scalar_type() == at::kBFloat16 && (width == 64 || width == 128) &&
+      q.size(1) > 1 && keys > 1)
     return Kernel::Cudnn;
   return is_half(q.scalar_type()) && width % 8 == 0 && width <= 256 ? Kernel::CudaFlash : Kernel::Plain;
 }
@@ -135,7 +136,7 @@ AttentionGrads attend_packed_cuda_backward(const Tensor& dout, const Tensor& q, 
 
 AttendedBlock attend(const Tensor& q_BLHW, const Tensor& k_BMKW, const Tensor& v_BMKW, BlockMask mask,
                      BlockKernels kernels) {
-  switch (kernel_for(q_BLHW, kernels)) {
+  switch (kernel_for(q_BLHW, kernels, k_BMKW.size(1))) {
     case Kernel::CpuFlash:
       return attend_cpu(q_BLHW, k_BMKW, v_BMKW, mask);
     case Kernel::CudaFlash:
@@ -150,7 +151,7 @@ AttendedBlock attend(const Tensor& q_BLHW, const Tensor& k_BMKW, const Tensor& v
 AttentionGrads attend_backward(const Tensor& dout_BLHW, const Tensor& q_BLHW, const Tensor& k_BMKW,
                                const Tensor& v_BMKW, const AttendedBlock& attended, BlockMask mask,
                                BlockKernels kernels) {
-  switch (kernel_for(q_BLHW, kernels)) {
+  switch (kernel_for(q_BLHW, kernels, k_BMKW.size(1))) {
     case Kernel::CpuFlash:
       return attend_cpu_backward(dout_BLHW, q_BLHW, k_BMKW, v_BMKW, attended, mask);
     case Kernel::CudaFlash:

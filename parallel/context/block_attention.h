@@ -47,7 +47,8 @@ struct AttentionGrads {
 
 // What attends on CUDA in half precision. Cudnn: the faster one on Hopper, for bf16, heads of 64 or 128 and
 // more than one row; it makes a plan of every shape that it meets (tens of milliseconds), so it is for blocks
-// whose shapes come back, and documents that are divided run Flash; dq is summed with float atomics.
+// whose shapes come back, and documents that are divided run Flash; dq is summed with float atomics. Its
+// plans are LibTorch's, told apart by q, k and v alone: output and gradient are dense where it runs.
 enum class BlockKernels { Flash, Cudnn };
 
 AttendedRows attend_documents(const at::Tensor& q_NHW, const at::Tensor& k_NKW, const at::Tensor& v_NKW,

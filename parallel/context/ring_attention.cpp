@@ -192,8 +192,9 @@ struct RingFn : torch::autograd::Function<RingFn> {
     const auto saved = ctx->get_saved_variables();
     const auto call = kept_call(ctx);
     const std::vector<int64_t> shape{saved[0].size(0), call.num_heads, saved[0].size(2)};
-    return {backward_ring(saved[0], grads[0].reshape(shape), {saved[1].view(shape), saved[2]}, call),
-            Tensor()};
+    // Dense: cuDNN's plans, which LibTorch keeps by the strides of q, k and v, have those of the output too.
+    const Tensor dout = grads[0].contiguous().view(shape);
+    return {backward_ring(saved[0], dout, {saved[1].view(shape), saved[2]}, call), Tensor()};
   }
 };
 

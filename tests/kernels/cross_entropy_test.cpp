@@ -70,9 +70,10 @@ BOOST_DATA_TEST_CASE(loss_and_gradient_are_as_accurate_as_plain_arithmetic,
 }
 
 BOOST_AUTO_TEST_CASE(large_and_padded_vocabularies) {
-  // One past each: 19072, 76288 and 2, 4 times 76288 bytes, in fp32 or bf16.
-  for (const int64_t vocab :
-       {4768, 4776, 9536, 9544, 19072, 19080, 38144, 38152, 76288, 76296, 152576, 152584})
+  // At and one past each size at which the kernels change: 18432, 49152 and 1, 2, 4 times 115200 bytes, in
+  // fp32 or bf16.
+  for (const int64_t vocab : {4608, 4616, 9216, 9224, 12288, 12296, 24576, 24584, 28800, 28808, 57600, 57608,
+                              115200, 115208, 230400, 230408})
     check_shape({2, vocab, vocab, vocab}, at::kLong);
   check_shape({3, 49152, 49152, 49152}, at::kInt);
   check_shape({3, 50257, 50304, 50304}, at::kInt);
@@ -342,8 +343,8 @@ BOOST_DATA_TEST_CASE(joined_shares_are_the_whole_row, bdata::make({1, 2, 16}), r
 // Widths around one vector, one sweep of a block and the sizes at which the kernels change (above), in either
 // dtype; the second share is partly padding.
 BOOST_DATA_TEST_CASE(shares_at_tile_edges,
-                     bdata::make({1,    4,    7,    8,    9,    512,   520,   1024,  1032,  4096,
-                                  4104, 4768, 4776, 9536, 9544, 19072, 19080, 38144, 38152, 76296}),
+                     bdata::make({1,    4,    7,    8,    9,    255,  256,  257,   512,   520,  1024,
+                                  1032, 2048, 2056, 4608, 4616, 9216, 9224, 12288, 24584, 57608}),
                      padded) {
   check_split(2, {2 * padded - padded / 3, 2, padded, padded}, at::kLong);
 }

@@ -170,6 +170,14 @@ BOOST_DATA_TEST_CASE(residuals_are_added_inside_the_product,
         const at::Tensor product = wide(x).mm(wide(w).t()).add(wide(residual));
         check(linear_forward_op(x, w, {}, path, residual), product);
         check(linear_forward_op(x, w, bias, path, residual), product.add(wide(bias)));
+        // Into some rows of a larger tensor; the others stay.
+        const at::Tensor all = at::empty({rows + 2, outputs}, x.options()).fill_(std::nan(""));
+        const at::Tensor some = all.narrow(0, 1, rows);
+        BOOST_TEST(linear_forward_op(x, w, bias, path, residual, some).is_same(some));
+        check(some, product.add(wide(bias)));
+        linear_forward_op(x, w, {}, path, {}, some);
+        check(some, wide(x).mm(wide(w).t()));
+        BOOST_TEST(all.isnan().sum().item<int64_t>() == 2 * outputs);
         const at::Tensor into = at::empty_like(before).fill_(std::nan("")), onto = before.clone();
         linear_backward_input_op(dy, w, path, into);
         linear_backward_input_op(dy, w, path, onto, GradientWrite::Add);
@@ -193,6 +201,8 @@ BOOST_AUTO_TEST_CASE(wrong_shapes_are_refused) {
   BOOST_CHECK_THROW(linear_forward_op(x, random_tensor({3, 7}, at::kFloat, 129)), Error);
   BOOST_CHECK_THROW(linear_forward_op(x, w, random_tensor({4}, at::kFloat, 130)), Error);
   BOOST_CHECK_THROW(linear_forward_op(x.to(at::kBFloat16), w), Error);
+  const at::Tensor short_out = random_tensor({3, 3}, at::kFloat, 133);
+  BOOST_CHECK_THROW(linear_forward_op(x, w, {}, KernelPath::Fused, {}, short_out), Error);
   at::Tensor accum = random_tensor({8, 3}, at::kFloat, 131);
   BOOST_CHECK_THROW(linear_backward_weight_op(random_tensor({4, 3}, at::kFloat, 132), x, accum), Error);
   at::Tensor narrow = random_tensor({3, 8}, at::kBFloat16, 133);  // of a product in fp32

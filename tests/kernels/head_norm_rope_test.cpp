@@ -100,7 +100,7 @@ BOOST_DATA_TEST_CASE(both_directions_are_as_accurate_as_plain_arithmetic,
 }
 
 BOOST_AUTO_TEST_CASE(many_rows) {
-  check({1500, 14, 2, 128});
+  check({4000, 14, 2, 128});
 }
 
 BOOST_DATA_TEST_CASE(views_and_in_place_give_the_same_bits, bdata::make({64, 80, 128}), width) {

@@ -142,6 +142,30 @@ BOOST_DATA_TEST_CASE(backward_with_recompute_has_the_bits_of_both, bdata::make({
   }
 }
 
+// Rings of three tensors that go round: whole rows of 512 threads, which have fewer blocks, and narrower
+// ones.
+BOOST_DATA_TEST_CASE(many_rows_with_a_residual, bdata::make({512, 2048, 4104}), cols) {
+  constexpr int64_t kRows = 2001;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({kRows, cols}, dtype, 61),
+                     dy = random_tensor({kRows, cols}, dtype, 62),
+                     extra = random_tensor({kRows, cols}, dtype, 63), w = random_tensor({cols}, dtype, 64);
+    const at::Tensor rstd = rms_norm_forward_op(x, w, kEps).rstd;
+    at::Tensor dw = at::zeros({cols}, w.options().dtype(at::kFloat)), dw_want = dw.clone();
+    const auto got = rms_norm_backward_recompute_op(dy, x, w, rstd, dw, extra);
+    const auto want = rms_norm_backward_recompute_op(dy, x, w, rstd, dw_want, extra, KernelPath::Plain);
+    const double ulp = dtype == at::kFloat ? 0x1p-21 : 0x1p-8;  // stored once; a row's sum in another order
+    for (const auto& [a, b] : {std::pair(got.dx, want.dx), std::pair(got.y, want.y)}) {
+      const Diff diff = compare(a, b, ulp * compare(b, b, 0).largest_want);
+      BOOST_TEST(diff.ok(), diff);
+    }
+    // Sums of kRows terms, whose roundings are random: the root of them, 16 times for the largest of all.
+    const double terms = dy.to(at::kFloat).mul(x).abs().mul(rstd.unsqueeze(1)).sum(0).max().item<double>();
+    const Diff diff = compare(dw, dw_want, 16 * std::sqrt(double{kRows}) * 0x1p-24 * terms);
+    BOOST_TEST(diff.ok(), diff);
+  }
+}
+
 // Heads as narrow as a warp's share, and wider ones, which take the slow path.
 BOOST_DATA_TEST_CASE(every_input_may_have_strides, bdata::make({64, 128, 256, 264, 520}), width) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {

@@ -313,6 +313,8 @@ BOOST_AUTO_TEST_CASE(cudnn_equals_attention_over_the_whole_sequence) {
         Problem p{.sequence = sequence, .kv_heads = kv_heads, .width = width, .starts = Starts(2, {0})};
         p.kernels = context::BlockKernels::Cudnn;
         check_problem(p);
+        p.starts = {{0}};
+        check_problem(p);
         p.starts = {{0}, {static_cast<int32_t>(chunk + 1)}};
         check_problem(p);
       }

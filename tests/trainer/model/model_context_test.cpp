@@ -1,11 +1,11 @@
 // Weight gradients that wait: order, rows collected one ahead, one at a time.
+#include "trainer/model/model_context.h"
+
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
 
 #include <boost/test/unit_test.hpp>
 #include <string>
-
-#include "trainer/model/model_context.h"
 
 using namespace hearth;
 
