@@ -17,11 +17,12 @@
 #     precision   fp32 against the CPU, bf16 against fp32, bf16 between layouts
 #     bench       hearth bench kernels; the table of gpu_speed.py: hearth bench train beside the peers' scripts of the folder HEARTH_PEER;
 #                 HEARTH_SPEED has its other arguments (default "1b 135m"; `gpu_speed.py --help` lists the cases)
+#     compiled    hearth bench kernels beside what torch.compile makes of the same operations (compiled_kernels.py)
 #     curve       300 steps in bf16 on real text (HEARTH_TEXT, a file of {"text": ...} lines; without it Python code) beside PyTorch's
 #     rate        a run with data, metrics and checkpoints on reaches the rate of the bench (gpu_run_vs_bench.py)
 # Without a stage: unit, sanitizer, layouts, parallel and precision. A stage that lacks something says so and the next one runs. The
 # table comes last; whole logs go to $OUT, or to FOLDER/logs. A stage has at most HEARTH_STAGE_SECONDS (default 240, for sanitizer,
-# parallel, hang, objectives, verbs, bench and curve 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names
+# parallel, hang, objectives, verbs, bench, compiled and curve 600); HEARTH_STAGE_ONLY, a regular expression, picks some of its programs by the names
 # in the table.
 # shellcheck disable=SC2317  # stages are called by their name
 set -uo pipefail
@@ -134,6 +135,11 @@ stage_bench() {
   cat "$logs/bench_kernels.log" 2>/dev/null
   grep -sv '^{' "$logs/bench_speed.log"
 }
+stage_compiled() {
+  one compiled kernels hearth bench kernels
+  one compiled compiled "$python" "$root/tests/bench/compiled_kernels.py" --table "$logs/compiled_kernels.log" --seconds "$((stage_end - SECONDS - 30))"
+  cat "$logs/compiled_compiled.log" 2>/dev/null
+}
 stage_curve() {
   have "$bundle/integration_dump_samples" || return 0
   one curve curve "$python" "$root/tests/bench/gpu_curve.py" "$bundle/integration_dump_samples" ${HEARTH_TEXT:+"$HEARTH_TEXT"}
@@ -155,10 +161,10 @@ mkdir -p "$logs"
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader 2>/dev/null || echo "no nvidia-smi here"
 [ $# -gt 0 ] || set -- unit sanitizer layouts parallel precision
 for stage in "$@"; do
-  case $stage in sanitizer | parallel | hang | objectives | verbs | bench | curve) default=600 ;; *) default=240 ;; esac
+  case $stage in sanitizer | parallel | hang | objectives | verbs | bench | compiled | curve) default=600 ;; *) default=240 ;; esac
   stage_end=$((SECONDS + ${HEARTH_STAGE_SECONDS:-$default}))
   case $stage in
-    unit | sanitizer | layouts | parallel | trace | hang | objectives | verbs | precision | bench | curve | rate) "stage_$stage" ;;
+    unit | sanitizer | layouts | parallel | trace | hang | objectives | verbs | precision | bench | compiled | curve | rate) "stage_$stage" ;;
     *) echo "no stage '$stage'" >&2; exit 2 ;;
   esac
 done
