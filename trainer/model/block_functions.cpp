@@ -37,22 +37,14 @@ const T* kept_pointer(AutogradContext* ctx, const char* key) {
 
 using kernels::GradientWrite;
 
-// Whether a product of so many outputs keeps a GPU busy by itself, so that one can be cut in two to have
-// something to compute while rows cross the group (Wang et al. 2023: collectives decomposed with the products
-// that depend on them): a tile of cuBLASLt's largest for every multiprocessor of an H100. On the CPU, where
-// nothing crosses meanwhile, all are cut, so that its tests go the same way.
-bool is_worth_cutting(at::Device device, int64_t outputs) {
-  constexpr int64_t kTile = 128 * 256, kMultiprocessors = 132;
-  return !device.is_cuda() || outputs >= kMultiprocessors * kTile;
-}
-
 // Of the rows of all ranks, which are gathered: this rank's own are computed while the others are on their
-// way.
+// way (ModelContext::least_cut).
 LinearOutput gathered_linear(const Tensor& own_nD, const LinearWeights& w, const DropoutKeys& keys,
-                             const RowCollectives& rows, const char* site) {
+                             const ModelContext& context, const char* site) {
+  const RowCollectives& rows = context.rows;
   PendingRows gathered = rows.gather(own_nD, site);
   const int64_t count = own_nD.size(0), outputs = w.weight.size(0);
-  if (!rows.splits_rows() || w.lora || !is_worth_cutting(own_nD.device(), count * outputs))
+  if (!rows.splits_rows() || w.lora || count * outputs < context.least_cut)
     return linear(gathered.wait(), w, keys);
   const Tensor y = at::empty({count * rows.size(), outputs}, own_nD.options());
   const auto compute = [&](const Tensor& x, int64_t first) {
@@ -72,10 +64,11 @@ LinearOutput gathered_linear(const Tensor& own_nD, const LinearWeights& w, const
 // otherwise, and for the bias, it comes once, behind the sum. One half of the outputs crosses the group while
 // the other is computed.
 LinearOutput row_linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys,
-                        const Tensor& residual, const RowCollectives& rows, const char* site) {
+                        const Tensor& residual, const ModelContext& context, const char* site) {
+  const RowCollectives& rows = context.rows;
   if (rows.size() == 1) return linear(x, w, keys, residual);
   const int64_t outputs = w.weight.size(0), half = outputs / 2;
-  if (!w.lora && half % 8 == 0 && is_worth_cutting(x.device(), x.size(0) * half)) {  // 8: rows of 16 bytes
+  if (!w.lora && half % 8 == 0 && x.size(0) * half >= context.least_cut) {  // 8: rows of 16 bytes
     const auto product = [&](int64_t begin, int64_t count) {
       return rows.sum(kernels::linear_forward_op(x, w.weight.narrow(0, begin, count)), site);
     };
@@ -204,7 +197,7 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
                                const RopeInput& rope, const DropoutKeys& keys) {
     w->context->before_forward(w->unit);
     auto normed = kernels::rms_norm_forward_op(x_nD, w->input_norm.weight, w->input_norm.eps);
-    auto [qkv, hidden] = gathered_linear(normed.y, w->qkv, keys, w->context->rows, "tp.qkv.x");
+    auto [qkv, hidden] = gathered_linear(normed.y, w->qkv, keys, *w->context, "tp.qkv.x");
     qkv = qkv.view({qkv.size(0), w->num_heads + 2 * w->num_kv_heads, w->head_width});
     auto [q, k] = query_and_key(qkv, *w);
     Tensor before;
@@ -255,8 +248,8 @@ struct AttentionInputFn : torch::autograd::Function<AttentionInputFn> {
 struct AttentionOutputFn : torch::autograd::Function<AttentionOutputFn> {
   static Tensor forward(AutogradContext* ctx, const Tensor& context_NE, const Tensor& residual_nD,
                         const BlockWeights* w, const DropoutKeys& keys) {
-    auto [out, hidden] = row_linear(context_NE, w->attention_output, keys, residual_nD, w->context->rows,
-                                    "tp.attention_output.y");
+    auto [out, hidden] =
+        row_linear(context_NE, w->attention_output, keys, residual_nD, *w->context, "tp.attention_output.y");
     ctx->save_for_backward({context_NE, keys.rows_N, hidden});
     keep_pointer(ctx, "w", w);
     return out;
@@ -282,9 +275,9 @@ struct MlpFn : torch::autograd::Function<MlpFn> {
     const ModelContext& context = *w->context;
     auto normed =
         kernels::rms_norm_forward_op(x_nD, w->post_attention_norm.weight, w->post_attention_norm.eps);
-    const LinearOutput gate_up = gathered_linear(normed.y, w->gate_up, keys, context.rows, "tp.gate_up.x");
+    const LinearOutput gate_up = gathered_linear(normed.y, w->gate_up, keys, context, "tp.gate_up.x");
     const Tensor activated = kernels::swiglu_forward_op(gate_up.y);
-    const LinearOutput down = row_linear(activated, w->down, keys, x_nD, context.rows, "tp.down.y");
+    const LinearOutput down = row_linear(activated, w->down, keys, x_nD, context, "tp.down.y");
     ctx->save_for_backward({x_nD, normed.rstd, gate_up.y, w->recompute.norm ? Tensor() : normed.y,
                             w->recompute.swiglu ? Tensor() : activated, keys.rows_N, gate_up.hidden,
                             down.hidden});

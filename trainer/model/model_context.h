@@ -80,6 +80,10 @@ struct ModelContext {
   // Where weight gradients wait; null: they are computed at once.
   WeightGradQueue* deferred = nullptr;              // of all layers
   WeightGradQueue* first_layer_deferred = nullptr;  // of layer 0
+  // Forward cuts a product in two, so that there is something to compute while rows cross the group (Wang et
+  // al. 2023: collectives decomposed with the products that depend on them), where a part has so many outputs
+  // and so keeps a GPU busy by itself: a tile of cuBLASLt's largest for every multiprocessor of an H100.
+  int64_t least_cut = int64_t{132} * 128 * 256;
   // Of the linears whose input needs no gathering: computed while backward gathers rows next. May be null.
   WeightGradQueue* filler = nullptr;
   // Told the residual stream's rows that this rank holds, after "embedding", "layers.N" and "norm"; may be

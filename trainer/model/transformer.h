@@ -66,6 +66,8 @@ class Transformer {
   void fill_gathers(WeightGradQueue* filler) {
     context_.filler = context_.rows.splits_rows() ? filler : nullptr;
   }
+  // See ModelContext::least_cut; for tests, whose products are small.
+  void cut_products_from(int64_t outputs) { context_.least_cut = outputs; }
   // See ModelContext::activation_observer.
   void observe_activations(std::function<void(const std::string&, const at::Tensor&)> observer) {
     context_.activation_observer = std::move(observer);

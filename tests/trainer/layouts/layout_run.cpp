@@ -70,6 +70,7 @@ std::map<std::string, at::Tensor> counted_gradients(const DistributedOptimizer& 
 Curve train(ParallelGroups& groups, const ExperimentConfig& config, const RunOptions& options) {
   ParallelModel model(config, groups, options.device);
   model.initialize(/*seed=*/17);
+  for (size_t i = 0; i < model.num_chunks(); ++i) model.chunk(i).cut_products_from(options.least_cut);
   const BatchShape batch{.global_batch_size = options.global_batch,
                          .micro_batch_size = config.training.micro_batch_size,
                          .data_parallel_size = groups.mesh.size(MeshAxis::Dp),

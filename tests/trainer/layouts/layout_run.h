@@ -43,6 +43,7 @@ struct RunOptions {
   double clip_grad = 1.0;
   int64_t layers = 16;        // two a rank for the widest pipeline of two chunks
   int64_t global_batch = 16;  // micro-batches of one sample
+  int64_t least_cut = 0;      // see ModelContext; 0: every product that can be cut is
 };
 
 ExperimentConfig layout_config(const Layout& layout, const RunOptions& options);
