@@ -314,7 +314,8 @@ void launch(const CrossEntropyArgs& a, cudaStream_t stream) {
 
 // Statistics keep nothing of a row: a warp takes one, and waits for nobody.
 template <class T>
-void launch_statistics(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
+void launch_statistics(const CrossEntropyArgs& a, cudaStream_t stream) {
+  const unsigned grid = grid_size("cross_entropy", a.rows);
   const auto launch = [&]<int kVec>() {
     cross_entropy_streaming_kernel<T, kWarp, kVec, 2 * kBatch, Mode::Statistics>
         <<<grid, kWarp, 0, stream>>>(a);
@@ -324,7 +325,8 @@ void launch_statistics(const CrossEntropyArgs& a, unsigned grid, cudaStream_t st
 
 // Narrow rows take small blocks, whose threads have several vectors of a row each.
 template <class T>
-void launch_gradient(const CrossEntropyArgs& a, unsigned grid, cudaStream_t stream) {
+void launch_gradient(const CrossEntropyArgs& a, cudaStream_t stream) {
+  const unsigned grid = grid_size("cross_entropy", a.rows);
   const auto launch = [&]<int kThreads, int kVec>() {
     vocab_parallel_gradient_kernel<T, kThreads, kVec><<<grid, kThreads, 0, stream>>>(a);
   };
@@ -346,40 +348,32 @@ void check_args(const char* op, const CrossEntropyArgs& args, int64_t least_vali
   require_launch(args.row_stride >= args.cols, op, "row_stride must be at least cols", args.row_stride);
 }
 
-template <Mode kMode>
-void run(const char* op, const CrossEntropyArgs& args, cudaStream_t stream) {
-  check_args(op, args, 1);
+// Calls launch.template operator()<T>().
+template <class Launch>
+void run(const char* op, const CrossEntropyArgs& args, int64_t least_valid, Launch&& launch) {
+  check_args(op, args, least_valid);
   if (args.rows == 0) return;
-  dispatch_activation(op, args.dtype, [&]<class T>() { launch<T, kMode>(args, stream); });
+  dispatch_activation(op, args.dtype, launch);
   HEARTH_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
 
 void cross_entropy_forward_backward(const CrossEntropyArgs& args, cudaStream_t stream) {
-  run<Mode::LossAndGradient>("cross_entropy_forward_backward", args, stream);
+  run("cross_entropy_forward_backward", args, 1,
+      [&]<class T>() { launch<T, Mode::LossAndGradient>(args, stream); });
 }
 
 void token_logprobs(const CrossEntropyArgs& args, cudaStream_t stream) {
-  run<Mode::Logprob>("token_logprobs", args, stream);
+  run("token_logprobs", args, 1, [&]<class T>() { launch<T, Mode::Logprob>(args, stream); });
 }
 
 void vocab_parallel_statistics(const CrossEntropyArgs& args, cudaStream_t stream) {
-  constexpr const char* kOp = "vocab_parallel_statistics";
-  check_args(kOp, args, 0);
-  if (args.rows == 0) return;
-  const unsigned grid = grid_size(kOp, args.rows);
-  dispatch_activation(kOp, args.dtype, [&]<class T>() { launch_statistics<T>(args, grid, stream); });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
+  run("vocab_parallel_statistics", args, 0, [&]<class T>() { launch_statistics<T>(args, stream); });
 }
 
 void vocab_parallel_gradient(const CrossEntropyArgs& args, cudaStream_t stream) {
-  constexpr const char* kOp = "vocab_parallel_gradient";
-  check_args(kOp, args, 0);
-  if (args.rows == 0) return;
-  const unsigned grid = grid_size(kOp, args.rows);
-  dispatch_activation(kOp, args.dtype, [&]<class T>() { launch_gradient<T>(args, grid, stream); });
-  HEARTH_CUDA_CHECK(cudaGetLastError());
+  run("vocab_parallel_gradient", args, 0, [&]<class T>() { launch_gradient<T>(args, stream); });
 }
 
 }  // namespace hearth::kernels

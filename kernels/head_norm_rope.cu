@@ -22,13 +22,14 @@ constexpr int64_t kMaxRows = int64_t{1} << 30;  // rows are numbered in 32 bits
 // with; these keep their columns, and so their weights. Rows to come are copied into a ring in shared memory,
 // [stages][tensors][kThreads] of 16 bytes, where each thread reads its own copies only, and behind it the
 // weights: as registers the compiler would keep them unpacked, and has not as many.
-template <class T, int kLanes>
+template <class T, int kLanes, int kTensors>
 struct BlockRows {
   static constexpr int kVec = kVecElements<T>, kHalf = kLanes * kVec, kRows = kThreads / kLanes;
   const HeadNormRopeTensor& t;
+  Words* ring;
   int rows, first, step, group, column;
-  __device__ BlockRows(const HeadNormRopeArgs& a, int q_blocks)
-      : BlockRows(a, q_blocks, static_cast<int>(blockIdx.x) < q_blocks) {}
+  __device__ BlockRows(const HeadNormRopeArgs& a, int q_blocks, Words* shared)
+      : BlockRows(a, q_blocks, shared, static_cast<int>(blockIdx.x) < q_blocks) {}
 
   struct Place {
     int token, head;
@@ -37,10 +38,29 @@ struct BlockRows {
     const int heads = static_cast<int>(t.heads), token = row / heads;
     return {token, row - token * heads};
   }
+  // Stage kStages holds the weights.
+  __device__ Words& slot(int stage, int tensor) const {
+    return ring[(stage * kTensors + tensor) * kThreads + threadIdx.x];
+  }
+  __device__ void keep_weights() const {
+    const T* weight = static_cast<const T*>(t.weight) + column;
+    slot(kStages, 0) = load_packed<T, kVec>(weight);
+    slot(kStages, 1) = load_packed<T, kVec>(weight + kHalf);
+  }
+  // Both halves of a row of `from`, to two tensors of a stage; zeros where the rows end.
+  __device__ void copy(const HeadsOf& from, int row, int stage, int tensor) const {
+    const bool exists = row < rows;
+    const auto [token, head] = place_of(exists ? row : 0);
+    const T* x =
+        static_cast<const T*>(from.data) + token * from.token_stride + head * from.head_stride + column;
+    copy_async(&slot(stage, tensor), x, exists);
+    copy_async(&slot(stage, tensor + 1), x + kHalf, exists);
+  }
 
  private:
-  __device__ BlockRows(const HeadNormRopeArgs& a, int q_blocks, bool is_query)
+  __device__ BlockRows(const HeadNormRopeArgs& a, int q_blocks, Words* shared, bool is_query)
       : t(is_query ? a.q : a.k),
+        ring(shared),
         rows(static_cast<int>(a.tokens * t.heads)),
         first((static_cast<int>(blockIdx.x) - (is_query ? 0 : q_blocks)) * kRows),
         step((is_query ? q_blocks : static_cast<int>(gridDim.x) - q_blocks) * kRows),
@@ -51,26 +71,17 @@ struct BlockRows {
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     head_norm_rope_forward_kernel(const HeadNormRopeArgs a, int q_blocks) {
-  using Rows = BlockRows<T, kLanes>;
+  using Rows = BlockRows<T, kLanes, kForwardTensors>;
   constexpr int kVec = Rows::kVec, kHalf = Rows::kHalf;
   extern __shared__ Words ring[];
-  const Rows b(a, q_blocks);
+  const Rows b(a, q_blocks, ring);
   const HeadNormRopeTensor& t = b.t;
   const int c = b.column;
-  const auto slot = [&](int stage, int half) -> Words& {
-    return ring[(stage * kForwardTensors + half) * kThreads + threadIdx.x];
-  };
-  const auto fetch = [&](int row, int stage) {  // zeros where the rows end
-    const bool exists = row < b.rows;
-    const auto [token, head] = b.place_of(exists ? row : 0);
-    const T* x = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
-    copy_async(&slot(stage, 0), x, exists);
-    copy_async(&slot(stage, 1), x + kHalf, exists);
+  const auto fetch = [&](int row, int stage) {
+    b.copy(t.x, row, stage, 0);
     copy_async_commit();
   };
-  const T* weight = static_cast<const T*>(t.weight) + c;
-  slot(kStages, 0) = load_packed<T, kVec>(weight);
-  slot(kStages, 1) = load_packed<T, kVec>(weight + kHalf);
+  b.keep_weights();
   for (int ahead = 0; ahead + 1 < kStages; ++ahead) fetch(b.first + b.group + ahead * b.step, ahead);
   int stage = 0;
   // Whole blocks go round, so that the groups that share a warp shuffle together.
@@ -82,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     const auto [token, head] = b.place_of(active ? row : 0);
     const Angles<kVec> angles = read_angles<kVec>(a.angles, token, kHalf, c, 1.0f);
     copy_async_wait<kStages - 1>();  // this row's copies are done, the later rows' may not be
-    const Words low = slot(stage, 0), high = slot(stage, 1);
+    const Words low = b.slot(stage, 0), high = b.slot(stage, 1);
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
@@ -93,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     const float rstd = rsqrtf(lanes_sum<kLanes>(sum) / static_cast<float>(2 * kHalf) + a.eps);
     if (!active) continue;
     if (c == 0) t.rstd[row] = rstd;
-    const Words w_low = slot(kStages, 0), w_high = slot(kStages, 1);
+    const Words w_low = b.slot(kStages, 0), w_high = b.slot(kStages, 1);
     Vec<T, kVec> out_low, out_high;
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
@@ -111,30 +122,19 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     head_norm_rope_backward_kernel(const HeadNormRopeArgs a, int q_blocks) {
-  using Rows = BlockRows<T, kLanes>;
+  using Rows = BlockRows<T, kLanes, kBackwardTensors>;
   constexpr int kVec = Rows::kVec, kHalf = Rows::kHalf, kRows = Rows::kRows;
   extern __shared__ Words ring[];
   __shared__ float sums[kRows][2 * kHalf];
-  const Rows b(a, q_blocks);
+  const Rows b(a, q_blocks, ring);
   const HeadNormRopeTensor& t = b.t;
   const int c = b.column;
-  const auto slot = [&](int stage, int tensor) -> Words& {
-    return ring[(stage * kBackwardTensors + tensor) * kThreads + threadIdx.x];
-  };
-  const auto fetch = [&](int row, int stage) {  // zeros where the rows end
-    const bool exists = row < b.rows;
-    const auto [token, head] = b.place_of(exists ? row : 0);
-    const T* x = static_cast<const T*>(t.x.data) + token * t.x.token_stride + head * t.x.head_stride + c;
-    const T* dy = static_cast<const T*>(t.dy.data) + token * t.dy.token_stride + head * t.dy.head_stride + c;
-    copy_async(&slot(stage, 0), x, exists);
-    copy_async(&slot(stage, 1), x + kHalf, exists);
-    copy_async(&slot(stage, 2), dy, exists);
-    copy_async(&slot(stage, 3), dy + kHalf, exists);
+  const auto fetch = [&](int row, int stage) {
+    b.copy(t.x, row, stage, 0);
+    b.copy(t.dy, row, stage, 2);
     copy_async_commit();
   };
-  const T* weight = static_cast<const T*>(t.weight) + c;
-  slot(kStages, 0) = load_packed<T, kVec>(weight);
-  slot(kStages, 1) = load_packed<T, kVec>(weight + kHalf);
+  b.keep_weights();
   float acc_low[kVec] = {}, acc_high[kVec] = {};
   for (int ahead = 0; ahead + 1 < kStages; ++ahead) fetch(b.first + b.group + ahead * b.step, ahead);
   int stage = 0;
@@ -149,9 +149,9 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     const float rstd = active ? t.rstd[row] : 0.0f;
     copy_async_wait<kStages - 1>();               // this row's copies are done, the later rows' may not be
     float g_low[kVec], g_high[kVec], dot = 0.0f;  // the gradient of the norm's output
-    const Words x_low = slot(stage, 0), x_high = slot(stage, 1);
-    const Words dy_low = slot(stage, 2), dy_high = slot(stage, 3);
-    const Words w_low = slot(kStages, 0), w_high = slot(kStages, 1);
+    const Words x_low = b.slot(stage, 0), x_high = b.slot(stage, 1);
+    const Words dy_low = b.slot(stage, 2), dy_high = b.slot(stage, 3);
+    const Words w_low = b.slot(kStages, 0), w_high = b.slot(kStages, 1);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       const float u = element<T>(dy_low, i), v = element<T>(dy_high, i);

@@ -1,4 +1,5 @@
-// The families at their shapes, on random data, one function each. A tool, not a test: it asserts nothing.
+// The families at their shapes, on random data, one function each and nothing else, for which reason the file
+// is as long as it is. A tool, not a test: it asserts nothing.
 #include "kernels/bench/kernels_bench.h"
 
 #include "base/error.h"

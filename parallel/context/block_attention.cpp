@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "kernels/attention_op.h"
 #include "parallel/context/head_groups.h"
 #include "parallel/context/plain_attention.h"
 #include "parallel/tensor/upload.h"
@@ -29,8 +30,8 @@ bool is_half(at::ScalarType dtype) {
 Kernel kernel_for(const Tensor& q, BlockKernels kernels = BlockKernels::Flash, int64_t keys = 1) {
   if (q.is_cpu()) return Kernel::CpuFlash;
   const int64_t width = q.size(-1);  // FlashAttention-2 takes multiples of 8 up to 256
-  if (kernels == BlockKernels::Cudnn && q.scalar_type() == at::kBFloat16 && (width == 64 || width == 128) &&
-      q.size(1) > 1 && keys > 1)
+  if (kernels == BlockKernels::Cudnn &&
+      kernels::attention_is_fused(q.scalar_type(), width, std::min(q.size(1), keys)))
     return Kernel::Cudnn;
   return is_half(q.scalar_type()) && width % 8 == 0 && width <= 256 ? Kernel::CudaFlash : Kernel::Plain;
 }

@@ -82,8 +82,8 @@ def peer_command(model, mode, ranks, smoke):
 
 def hearth_figures(found):
     exchanged = found.get("communication", {})
-    return {"rate": found["tokens_per_s_per_rank"], "mfu": found.get("mfu_percent"), "gib": found["peak_memory_gib"], "step_ms": found["step_ms"], "loss": found.get("loss"),
-            "covered": exchanged.get("all", {}).get("covered_percent"), "exposed_ms": exchanged.get("all", {}).get("exposed_ms"),
+    return {"rate": found["tokens_per_s_per_rank"], "mfu": found.get("mfu_percent"), "gib": found["peak_memory_gib"], "step_ms": found["step_ms"],
+            "loss": found.get("loss"), "covered": exchanged.get("all", {}).get("covered_percent"), "exposed_ms": exchanged.get("all", {}).get("exposed_ms"),
             "idle_ms": found.get("device_idle_ms"),
             "exchange": exchanged, "clock": found.get("device_readings", {}).get("sm_clock_mhz"), "device": found["device"]}
 

@@ -60,32 +60,35 @@ LinearOutput gathered_linear(const Tensor& own_nD, const LinearWeights& w, const
   return {y, {}};
 }
 
+// row_linear for a group, in two parts: one half of the outputs crosses while the other is computed.
+Tensor halved_row_linear(const Tensor& x, const LinearWeights& w, const Tensor& residual,
+                         const RowCollectives& rows, const char* site) {
+  const int64_t outputs = w.weight.size(0), half = outputs / 2;
+  const auto product = [&](int64_t begin, int64_t count) {
+    return rows.sum(kernels::linear_forward_op(x, w.weight.narrow(0, begin, count)), site);
+  };
+  PendingRows halves[] = {product(0, half), product(half, outputs - half)};
+  const Tensor out = at::empty_like(residual);
+  for (int64_t begin = 0; PendingRows & part : halves) {
+    const Tensor sum = part.wait();
+    const int64_t count = sum.size(1);
+    if (w.bias.defined()) sum.add_(w.bias.narrow(0, begin, count));
+    Tensor to = out.narrow(1, begin, count);
+    at::add_out(to, sum, residual.narrow(1, begin, count));
+    begin += count;
+  }
+  return out;
+}
+
 // residual + the sum over the group of the ranks' products. Alone the product itself adds the residual;
-// otherwise, and for the bias, it comes once, behind the sum. One half of the outputs crosses the group while
-// the other is computed.
+// otherwise, and for the bias, it comes once, behind the sum.
 LinearOutput row_linear(const Tensor& x, const LinearWeights& w, const DropoutKeys& keys,
                         const Tensor& residual, const ModelContext& context, const char* site) {
   const RowCollectives& rows = context.rows;
   if (rows.size() == 1) return linear(x, w, keys, residual);
-  const int64_t outputs = w.weight.size(0), half = outputs / 2;
-  if (!w.lora && half % 8 == 0 && x.size(0) * half >= context.least_cut) {  // 8: rows of 16 bytes
-    const auto product = [&](int64_t begin, int64_t count) {
-      return rows.sum(kernels::linear_forward_op(x, w.weight.narrow(0, begin, count)), site);
-    };
-    PendingRows halves[] = {product(0, half), product(half, outputs - half)};
-    const Tensor out = at::empty_like(residual);
-    for (int64_t begin = 0; PendingRows & part : halves) {
-      const Tensor sum = part.wait();
-      const auto columns = [&](const Tensor& all, int64_t dim) {
-        return all.narrow(dim, begin, sum.size(1));
-      };
-      if (w.bias.defined()) sum.add_(columns(w.bias, 0));
-      Tensor to = columns(out, 1);
-      at::add_out(to, sum, columns(residual, 1));
-      begin += sum.size(1);
-    }
-    return {out, {}};
-  }
+  const int64_t half = w.weight.size(0) / 2;
+  if (!w.lora && half % 8 == 0 && x.size(0) * half >= context.least_cut)  // 8: rows of 16 bytes
+    return {halved_row_linear(x, w, residual, rows, site), {}};
   LinearWeights matrix = w;
   matrix.bias.reset();
   const auto [mine, hidden] = linear(x, matrix, keys);
